@@ -1,0 +1,417 @@
+"""Base classes of all forward operators, and the algebra that combines them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from invsolve.operators.cg import SolveResult, conjugate_gradient, inner, per_entry
+
+Shape = tuple[int, ...]
+
+
+class SolveWarning(UserWarning):
+    """A linear solve broke down: the operator is not positive definite as it should be, or not finite."""
+
+
+class Operator(nn.Module):
+    """A differentiable map y = A(x) from images to noiseless measurements.
+
+    A subclass sets the two shapes and writes `forward`. Calling an operator changes nothing in it.
+
+    Args:
+        in_shape: shape of one image, without the batch dimension.
+        out_shape: shape of one measurement, likewise.
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape: Shape = tuple(int(n) for n in in_shape)
+        self.out_shape: Shape = tuple(int(n) for n in out_shape)
+        if any(n < 1 for n in (*self.in_shape, *self.out_shape)):
+            raise ValueError(f"{type(self).__name__}: shapes must be positive, got {self.in_shape}, {self.out_shape}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Noiseless measurement of a batch: (B, *in_shape) -> (B, *out_shape)."""
+        raise NotImplementedError(f"{type(self).__name__} must write forward(x)")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the operator's arrays lie (CPU if it has none)."""
+        return next(self.buffers(), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Real floating-point type of the operator's arrays (float32 if it has none)."""
+        for buffer in self.buffers():
+            if buffer.is_floating_point():
+                return buffer.dtype
+            if buffer.is_complex():
+                return buffer.real.dtype
+        return torch.float32
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` is a batch of images for this operator. For front doors, not for loops."""
+        _check(self, "x", x, self.in_shape)
+
+    def check_output(self, y: Tensor) -> None:
+        """Raise ValueError unless `y` is a batch of measurements of this operator."""
+        _check(self, "y", y, self.out_shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shape} -> {self.out_shape}"
+
+
+def _check(operator: Operator, name: str, value: Tensor, shape: Shape) -> None:
+    if tuple(value.shape[1:]) != shape:
+        want = ", ".join(str(n) for n in shape)
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, {type(operator).__name__} expects (batch, {want}).")
+
+
+class LinearOperator(Operator):
+    """A linear map with its exact adjoint.
+
+    A subclass writes `forward` and `adjoint`; `normal`, `solve` and `norm` follow, and are overridden where the
+    structure allows something cheaper. Images may be real while measurements are complex: the adjoint is then the
+    one of the real inner product Re<A x, y> = <x, A^H y>.
+
+    `row_gram` is c where A A^H = c I is known (masks aside from their zero rows, orthonormal transforms, averages
+    of disjoint pixels); solves of compositions use it. None elsewhere.
+    """
+
+    row_gram: float | None = None
+    solve_method: str = "conjugate gradient"
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y: (B, *out_shape) -> (B, *in_shape), the transpose of `forward` to round-off."""
+        raise NotImplementedError(f"{type(self).__name__} must write adjoint(y)")
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^H A x."""
+        return self.adjoint(self.forward(x))
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        """Solution of (A^H A + damping I) x = rhs, differentiable with respect to `rhs`.
+
+        In closed form where the operator has the structure for it (`solve_method` says which); by conjugate gradients
+        otherwise, and only then do `x0`, `rtol` and `max_iter` matter. `solve_cg` tells how the iteration went.
+
+        Args:
+            rhs: right-hand side, shape (B, *in_shape).
+            damping: > 0, or >= 0 where A^H A is invertible; a number or one per batch entry, shape (B,).
+            x0: warm start of the iteration.
+            rtol: relative residual at which an entry stops; 1e-6 (float32) or 1e-12 (float64) if None.
+            max_iter: largest number of iterations.
+
+        Returns:
+            Tensor of the shape of `rhs`.
+
+        Warns:
+            SolveWarning: the iteration broke down for some entries.
+        """
+        return _ImplicitSolve.apply(rhs, self, damping, x0, rtol, max_iter)  # type: ignore[no-any-return, no-untyped-call]
+
+    def solve_cg(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> SolveResult:
+        """The same system by conjugate gradients whatever the structure, with a report per batch entry."""
+        return conjugate_gradient(self.normal, rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        """Largest singular value, by power iteration on A^H A from a fixed start; computed once.
+
+        Args:
+            iterations: largest number of power iterations.
+            rtol: stop when two successive estimates agree to this.
+        """
+        cached: float | None = self.__dict__.get("_norm")
+        if cached is None:
+            cached = self._power_iteration(iterations, rtol)
+            self._norm = cached
+        return cached
+
+    @torch.no_grad()
+    def _power_iteration(self, iterations: int, rtol: float) -> float:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        estimate = 0.0
+        for _ in range(iterations):
+            x = x / inner(x, x).sqrt().clamp_min(1e-30)
+            x = self.normal(x)
+            previous, estimate = estimate, math.sqrt(float(inner(x, x).sqrt()))
+            if abs(estimate - previous) <= rtol * estimate:
+                break
+        return estimate
+
+    @property
+    def T(self) -> LinearOperator:  # noqa: N802 - the field's notation
+        """The adjoint as an operator."""
+        return Transposed(self)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        return Composed(self, other)
+
+    @overload
+    def __mul__(self, other: float) -> LinearOperator: ...
+    @overload
+    def __mul__(self, other: Any) -> Any: ...
+    def __mul__(self, other: Any) -> Any:
+        return Scaled(float(other), self) if isinstance(other, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(-1.0, self)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, other)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, Scaled(-1.0, other))
+
+
+class _ImplicitSolve(torch.autograd.Function):
+    """Conjugate gradients forward; backward is one more solve with the same, self-adjoint system."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rhs: Tensor,
+        operator: LinearOperator,
+        damping: float | Tensor,
+        x0: Tensor | None,
+        rtol: float | None,
+        max_iter: int,
+    ) -> Tensor:
+        ctx.settings = operator, damping, rtol, max_iter
+        result = operator.solve_cg(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+        if bool(result.breakdown.any()):
+            entries = result.breakdown.nonzero().flatten().tolist()
+            warnings.warn(
+                f"the solve with {type(operator).__name__} broke down for batch entries {entries}: A^H A + damping I "
+                "is not positive definite or not finite there; check the adjoint, and that damping > 0.",
+                SolveWarning,
+                stacklevel=3,
+            )
+        return result.x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        operator, damping, rtol, max_iter = ctx.settings
+        return (operator.solve(grads[0], damping, rtol=rtol, max_iter=max_iter), None, None, None, None, None)
+
+
+def coisometry_solve(operator: LinearOperator, rhs: Tensor, damping: Tensor, gram: float) -> Tensor:
+    """(A^H A + damping I)^-1 rhs where A A^H = gram I, by the Woodbury identity; damping is (B, 1, ...)."""
+    return (rhs - operator.normal(rhs) / (gram + damping)) / damping
+
+
+class Composed(LinearOperator):
+    """A @ B: first B, then A."""
+
+    def __init__(self, outer: LinearOperator, inner_operator: LinearOperator) -> None:
+        if outer.in_shape != inner_operator.out_shape:
+            raise ValueError(
+                f"cannot compose: {type(outer).__name__} takes {outer.in_shape}, "
+                f"{type(inner_operator).__name__} gives {inner_operator.out_shape}."
+            )
+        super().__init__(inner_operator.in_shape, outer.out_shape)
+        self.outer, self.inner = outer, inner_operator
+        if outer.row_gram is not None and inner_operator.row_gram is not None:
+            self.row_gram = outer.row_gram * inner_operator.row_gram
+        self._reduces = inner_operator.row_gram is not None and outer.solve_method != LinearOperator.solve_method
+        if self._reduces:
+            self.solve_method = f"{outer.solve_method} behind orthogonal rows"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))  # type: ignore[no-any-return]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.normal(self.inner(x)))
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        gram = self.inner.row_gram
+        if not self._reduces or gram is None:
+            return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+        # With B B^H = c I the system splits into the range of B^H, where it is A's own, and the null space of B.
+        shift = per_entry(damping, rhs)
+        reduced = self.inner(rhs) / gram
+        inside = self.outer.solve(reduced, (shift / gram).flatten()) / gram
+        return self.inner.adjoint(inside - reduced / shift) + rhs / shift
+
+
+class Scaled(LinearOperator):
+    """a A for a real number a."""
+
+    def __init__(self, factor: float, operator: LinearOperator) -> None:
+        if not math.isfinite(factor) or factor == 0:
+            raise ValueError(f"cannot scale an operator by {factor}; expected a finite number other than 0.")
+        super().__init__(operator.in_shape, operator.out_shape)
+        self.factor, self.operator = factor, operator
+        self.solve_method = operator.solve_method
+        if operator.row_gram is not None:
+            self.row_gram = factor**2 * operator.row_gram
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.operator(x)  # type: ignore[no-any-return]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.factor * self.operator.adjoint(y)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.factor**2 * self.operator.normal(x)
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        return abs(self.factor) * self.operator.norm(iterations, rtol)
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        square = self.factor**2
+        return self.operator.solve(rhs / square, damping / square, x0=x0, rtol=rtol, max_iter=max_iter)
+
+
+class Sum(LinearOperator):
+    """A + B."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
+        if first.in_shape != second.in_shape or first.out_shape != second.out_shape:
+            raise ValueError(
+                f"cannot add operators {first.in_shape} -> {first.out_shape} and "
+                f"{second.in_shape} -> {second.out_shape}."
+            )
+        super().__init__(first.in_shape, first.out_shape)
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)  # type: ignore[no-any-return]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(y) + self.second.adjoint(y)
+
+
+class Transposed(LinearOperator):
+    """A^H as an operator of its own."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator.out_shape, operator.in_shape)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator(y)  # type: ignore[no-any-return]
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        return self.operator.norm(iterations, rtol)
+
+    @property
+    def T(self) -> LinearOperator:
+        return self.operator
+
+
+class Stack(LinearOperator):
+    """Several measurements of one image, flattened and joined into one vector per batch entry.
+
+    Args:
+        operators: at least one, all with the same `in_shape`.
+    """
+
+    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        if not operators:
+            raise ValueError("stack needs at least one operator.")
+        shapes = {op.in_shape for op in operators}
+        if len(shapes) > 1:
+            raise ValueError(f"stacked operators take different images: {sorted(shapes)}.")
+        self._sizes = [math.prod(op.out_shape) for op in operators]
+        super().__init__(operators[0].in_shape, (sum(self._sizes),))
+        self.operators = nn.ModuleList(operators)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join([op(x) for op in self.operators])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        parts = zip(self.operators, self.split(y), strict=True)
+        return torch.stack([op.adjoint(part) for op, part in parts]).sum(0)  # type: ignore[operator]
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.stack([op.normal(x) for op in self.operators]).sum(0)  # type: ignore[operator]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Measurements of the single operators -> one (B, m) tensor."""
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def split(self, y: Tensor) -> list[Tensor]:
+        """The inverse of `join`."""
+        pieces = y.split(self._sizes, dim=1)
+        return [p.reshape(len(y), *op.out_shape) for p, op in zip(pieces, self.operators, strict=True)]  # type: ignore[misc]
+
+
+def stack(operators: Sequence[LinearOperator]) -> Stack:
+    """Operators applied side by side to one image; see `Stack`."""
+    return Stack(operators)
+
+
+def dot_test(operator: LinearOperator, *, batch: int = 2, seed: int = 0, dtype: torch.dtype | None = None) -> float:
+    """How far the adjoint is from being one: |Re<A u, v> - <u, A^H v>| / (||A u|| ||v||), the worst of a batch.
+
+    Round-off is about 1e-7 in float32 and 1e-16 in float64; anything above 1e-4 is a wrong adjoint.
+
+    Args:
+        operator: operator to test, with white-noise inputs (smooth ones hide errors).
+        batch: number of random pairs.
+        seed: of the random inputs.
+        dtype: floating-point type of the inputs; the operator's own if None.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    real = dtype or operator.dtype
+    u = torch.randn((batch, *operator.in_shape), generator=generator, dtype=torch.float64).to(operator.device, real)
+    forward = operator(u)
+    shape = (batch, *operator.out_shape)
+    v = torch.randn(shape, generator=generator, dtype=torch.float64).to(operator.device, real)
+    if forward.is_complex():
+        v = torch.complex(v, torch.randn(shape, generator=generator, dtype=torch.float64).to(operator.device, real))
+    if tuple(forward.shape) != shape:
+        raise ValueError(f"forward gave shape {tuple(forward.shape)}, out_shape promises {shape}.")
+    backward = operator.adjoint(v)
+    if backward.shape != u.shape:
+        raise ValueError(f"adjoint gave shape {tuple(backward.shape)}, in_shape promises {tuple(u.shape)}.")
+    scale = (inner(forward, forward) * inner(v, v)).sqrt().clamp_min(torch.finfo(real).tiny)
+    return float(((inner(forward, v) - inner(u, backward)).abs() / scale).max())

@@ -1,0 +1,357 @@
+"""Operators without spatial structure: identity, masks, grey value, dense matrices, a user's own functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, dot_test
+from invsolve.operators.cg import per_entry
+from invsolve.operators.registry import register
+
+
+@register("identity", lambda: [Identity((2, 3, 5))])
+class Identity(LinearOperator):
+    """The image itself is measured: y = x, so that solving means denoising.
+
+    Args:
+        in_shape: image shape, for example (C, H, W).
+    """
+
+    row_gram = 1.0
+    solve_method = "closed form (diagonal)"
+
+    def __init__(self, in_shape: Sequence[int]) -> None:
+        super().__init__(in_shape, in_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def normal(self, x: Tensor) -> Tensor:
+        return x
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        return 1.0
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        return rhs / (1 + per_entry(damping, rhs))
+
+
+def _mask_examples() -> list[Operator]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Mask(torch.rand((5, 7), generator=generator) > 0.6, (2, 5, 7), dtype=torch.float64),
+        Mask(torch.rand((3, 4, 6), generator=generator), (3, 4, 6), dtype=torch.float64),
+    ]
+
+
+@register("mask", _mask_examples)
+class Mask(LinearOperator):
+    """Inpainting: pixels are kept or lost, y = mask * x, lost pixels read 0.
+
+    ::
+
+        x  1 2 3      mask  1 0 1      y  1 0 3
+           4 5 6            1 1 0         4 5 0
+
+    Args:
+        mask: 1 (or True) where a pixel is known and 0 where it is lost; values between weigh. Shape (H, W), shared by
+            the channels, or (C, H, W).
+        in_shape: image shape; (1, H, W) or the mask's own if None.
+        dtype: floating-point type of the stored mask.
+
+    Raises:
+        ValueError: the mask does not fit the image, holds nothing or is not finite.
+    """
+
+    solve_method = "closed form (diagonal)"
+    mask: Tensor
+
+    def __init__(
+        self,
+        mask: Tensor | np.ndarray,
+        in_shape: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        values = torch.as_tensor(mask).to(dtype)
+        if values.ndim == 2:
+            values = values[None]
+        shape = tuple(in_shape) if in_shape is not None else tuple(values.shape)
+        if values.ndim != 3 or values.shape[-2:] != shape[-2:] or values.shape[0] not in (1, shape[0]):
+            raise ValueError(f"the mask has shape {tuple(torch.as_tensor(mask).shape)}, the image {shape}.")
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError("the mask holds NaN or Inf.")
+        if not bool((values != 0).any()):
+            raise ValueError("the mask keeps no pixel at all; 1 means known and 0 lost.")
+        super().__init__(shape, shape)
+        self.register_buffer("mask", values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.mask * y
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        return float(self.mask.abs().max())
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        return rhs / (self.mask**2 + per_entry(damping, rhs))
+
+
+def random_mask(
+    shape: tuple[int, int], share_lost: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Keep-mask that loses exactly round(share_lost * H * W) pixels, drawn without replacement.
+
+    Args:
+        shape: (H, W).
+        share_lost: share of lost pixels, 0 <= share < 1; 0.7 is the usual benchmark.
+        generator: source of randomness.
+
+    Returns:
+        float32 tensor (H, W), 1 = known.
+    """
+    if not 0 <= share_lost < 1:
+        raise ValueError(f"share_lost is {share_lost}; expected 0 <= share < 1.")
+    pixels = shape[0] * shape[1]
+    keep = torch.ones(pixels)
+    keep[torch.randperm(pixels, generator=generator)[: round(share_lost * pixels)]] = 0
+    return keep.reshape(shape)
+
+
+def box_mask(shape: tuple[int, int], top: int, left: int, height: int, width: int) -> Tensor:
+    """Keep-mask with one lost rectangle.
+
+    Returns:
+        float32 tensor (H, W), 1 = known.
+    """
+    if height < 1 or width < 1 or not (0 <= top <= shape[0] - height and 0 <= left <= shape[1] - width):
+        raise ValueError(f"a {height} x {width} box at ({top}, {left}) does not lie inside {shape[0]} x {shape[1]}.")
+    keep = torch.ones(shape)
+    keep[top : top + height, left : left + width] = 0
+    return keep
+
+
+@register("grayscale", lambda: [Grayscale((3, 4, 5), dtype=torch.float64)])
+class Grayscale(LinearOperator):
+    """Luma of a colour image, (3, H, W) -> (1, H, W); solving it colours a grey photograph.
+
+    Args:
+        in_shape: (3, H, W).
+        weights: of red, green and blue; ITU-R BT.601 by default, as image files define grey.
+        dtype: floating-point type of the stored weights.
+    """
+
+    solve_method = "closed form (orthogonal rows)"
+    weights: Tensor
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        weights: Sequence[float] = (0.299, 0.587, 0.114),
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if len(in_shape) != 3 or in_shape[0] != len(weights):
+            raise ValueError(f"Grayscale takes images ({len(weights)}, H, W), got {tuple(in_shape)}.")
+        super().__init__(in_shape, (1, *in_shape[1:]))
+        self.register_buffer("weights", torch.tensor(weights, dtype=dtype)[:, None, None])
+        self.row_gram = float((self.weights**2).sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weights * x).sum(-3, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.weights * y
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        return math.sqrt(self.row_gram or 0.0)
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        return coisometry_solve(self, rhs, per_entry(damping, rhs), self.row_gram or 0.0)
+
+
+def _matrix_examples() -> list[Operator]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        MatrixOperator(torch.randn((7, 24), generator=generator, dtype=torch.float64), (2, 3, 4)),
+        MatrixOperator(torch.randn((15, 12), generator=generator, dtype=torch.float64), (1, 3, 4)),
+    ]
+
+
+@register("matrix", _matrix_examples)
+class MatrixOperator(LinearOperator):
+    """A dense real matrix times the flattened image; for tests and small problems.
+
+    Args:
+        matrix: shape (m, n) with n = prod(in_shape), in the order C, H, W.
+        in_shape: image shape; (n,) if None.
+    """
+
+    solve_method = "closed form (SVD)"
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor | np.ndarray, in_shape: Sequence[int] | None = None) -> None:
+        values = torch.as_tensor(matrix)
+        if values.ndim != 2 or not values.is_floating_point():
+            raise ValueError(f"expected a real matrix (m, n), got {values.dtype} of shape {tuple(values.shape)}.")
+        shape = tuple(in_shape) if in_shape is not None else (values.shape[1],)
+        if math.prod(shape) != values.shape[1]:
+            raise ValueError(f"a matrix with {values.shape[1]} columns does not take images of shape {shape}.")
+        super().__init__(shape, (values.shape[0],))
+        self.register_buffer("matrix", values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix).reshape(len(y), *self.in_shape)
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin (U, s, V^T), computed once per device and type."""
+        key = (self.matrix.device, self.matrix.dtype)
+        cached = self.__dict__.get("_svd")
+        if cached is None or cached[0] != key:
+            cached = (key, torch.linalg.svd(self.matrix, full_matrices=False))
+            self._svd = cached
+        return cached[1]  # type: ignore[no-any-return]
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        _, s, vt = self.svd()
+        flat = rhs.flatten(1)
+        shift = per_entry(damping, flat)
+        coefficients = flat @ vt.T
+        if len(s) == self.matrix.shape[1]:
+            solution = (coefficients / (s**2 + shift)) @ vt
+        else:  # the null space of A is damped alone
+            solution = (flat - (coefficients * (s**2 / (s**2 + shift))) @ vt) / shift
+        return solution.reshape(rhs.shape)
+
+
+def _function_examples() -> list[Operator]:
+    return [FunctionOperator(lambda x: x[..., 1:] - x[..., :-1], _difference_adjoint, (1, 3, 6), (1, 3, 5))]
+
+
+def _difference_adjoint(y: Tensor) -> Tensor:
+    return torch.nn.functional.pad(y, (1, 0)) - torch.nn.functional.pad(y, (0, 1))
+
+
+@register("function", _function_examples)
+class FunctionOperator(LinearOperator):
+    """A user's own pair of functions, dot-tested when first used.
+
+    Args:
+        forward: x -> A x on batches (B, *in_shape) -> (B, *out_shape), linear.
+        adjoint: y -> A^H y, the exact transpose of `forward`.
+        in_shape: shape of one image.
+        out_shape: shape of one measurement.
+        tolerance: largest accepted relative dot-test error; see `dot_test`.
+
+    Raises:
+        ValueError: at first use, if `adjoint` is not the adjoint of `forward`.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        tolerance: float = 1e-4,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self._forward, self._adjoint, self._tolerance = forward, adjoint, tolerance
+        self._tested = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._test(x)
+        return self._forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self._test(y)
+        return self._adjoint(y)
+
+    def _test(self, like: Tensor) -> None:
+        if self._tested:
+            return
+        self._tested = True
+        probe = _Untested(self._forward, self._adjoint, self.in_shape, self.out_shape, like.device)
+        try:
+            with torch.no_grad():
+                error = dot_test(probe, dtype=like.real.dtype if like.is_complex() else like.dtype)
+            if not error <= self._tolerance:
+                raise ValueError(
+                    f"the adjoint is not the adjoint of the forward function: <A u, v> and <u, A^H v> differ by "
+                    f"{error:.2g} of their size (at most {self._tolerance:.0e} is round-off). A wrong scale, a missing "
+                    "conjugate or a flip that is not undone are the usual causes."
+                )
+        except BaseException:
+            self._tested = False
+            raise
+
+
+class _Untested(LinearOperator):
+    """The bare pair of functions, for the dot test itself."""
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self._forward, self._adjoint, self._device = forward, adjoint, device
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._adjoint(y)

@@ -1,0 +1,135 @@
+"""Noise models: how a measurement scatters around the clean one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def standard_normal(like: Tensor, generator: Generators = None) -> Tensor:
+    """White noise of unit variance with the shape, type and device of `like` (complex: E|n|^2 = 2, 1 per part).
+
+    Args:
+        like: batch, shape (B, ...).
+        generator: one torch.Generator for the whole batch, or one per batch entry, so that an entry's noise does not
+            depend on its neighbours. A CPU generator draws on the CPU and the result is moved: the numbers then
+            repeat on any device. None draws from a freshly seeded generator, never from the global one.
+
+    Raises:
+        ValueError: a sequence whose length is not the batch size.
+    """
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    if isinstance(generator, torch.Generator):
+        return _draw(like.shape, like, generator)
+    if len(generator) != len(like):
+        raise ValueError(f"{len(generator)} generators for a batch of {len(like)}; pass one, or one per entry.")
+    return torch.stack([_draw(like.shape[1:], like, g) for g in generator])
+
+
+def _draw(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    real = like.real.dtype if like.is_complex() else like.dtype
+    parts = [
+        torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=real).to(like.device)
+        for _ in range(2 if like.is_complex() else 1)
+    ]
+    return torch.complex(*parts) if like.is_complex() else parts[0]
+
+
+class Noise(ABC):
+    """The law of y given the clean measurement A(x)."""
+
+    @abstractmethod
+    def sample(self, clean: Tensor, generator: Generators = None) -> Tensor:
+        """A noisy measurement, same shape as `clean` (B, ...)."""
+
+    @abstractmethod
+    def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
+        """log p(y | clean) per batch entry, shape (B,), normalised."""
+
+    @abstractmethod
+    def gaussian(self, y: Tensor) -> GaussianNoise:
+        """The Gaussian with the variance this noise has around `y`, for solvers that need one."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Noise):
+    """y = clean + std n with n white.
+
+    Args:
+        std: noise standard deviation in the units of y, >= 0: a number, or a tensor that broadcasts against y for noise
+            that varies from entry to entry. For complex y it is the standard deviation of each part.
+    """
+
+    std: float | Tensor
+
+    def __post_init__(self) -> None:
+        bad = (
+            not bool((torch.isfinite(self.std) & (self.std >= 0)).all())
+            if isinstance(self.std, Tensor)
+            else not (math.isfinite(self.std) and self.std >= 0)
+        )
+        if bad:
+            raise ValueError(f"noise_std is {self.std}; expected a finite number >= 0, in the units of y.")
+
+    def sample(self, clean: Tensor, generator: Generators = None) -> Tensor:
+        return clean + self._std(clean) * standard_normal(clean, generator)
+
+    def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
+        """log p(y | clean), shape (B,); -inf or +inf where std is 0."""
+        std = self._std(y).expand(y.real.shape if y.is_complex() else y.shape)
+        parts = 2 if y.is_complex() else 1
+        log_density = -0.5 * ((y - clean).abs() / std) ** 2 - parts * (std.log() + 0.5 * math.log(math.tau))
+        return log_density.flatten(1).sum(1)
+
+    def gaussian(self, y: Tensor) -> GaussianNoise:
+        return self
+
+    def _std(self, like: Tensor) -> Tensor:
+        real = like.real.dtype if like.is_complex() else like.dtype
+        return torch.as_tensor(self.std, dtype=real, device=like.device)
+
+
+@dataclass(frozen=True)
+class PoissonNoise(Noise):
+    """Counting noise: y = gain * Poisson(clean / gain).
+
+    Args:
+        gain: units of y per counted event, > 0. The variance is gain * clean: 1/255 on a [0, 1] image is one photon per
+            grey level, brighter images or longer exposures have a smaller gain.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gain) and self.gain > 0):
+            raise ValueError(f"gain is {self.gain}; expected a finite number > 0 (units of y per event).")
+
+    def sample(self, clean: Tensor, generator: Generators = None) -> Tensor:
+        rate = clean.clamp_min(0) / self.gain
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        if isinstance(generator, torch.Generator):
+            counts = torch.poisson(rate.to(generator.device), generator=generator)
+        else:
+            counts = torch.stack(
+                [torch.poisson(r.to(g.device), generator=g) for r, g in zip(rate, generator, strict=True)]
+            )
+        return counts.to(clean.device) * self.gain
+
+    def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
+        counts, rate = y / self.gain, clean / self.gain
+        return (torch.xlogy(counts, rate) - rate - torch.lgamma(counts + 1)).flatten(1).sum(1)
+
+    def gaussian(self, y: Tensor) -> GaussianNoise:
+        """Variance gain * y, where empty entries count as one event (Anscombe's usual floor)."""
+        return GaussianNoise((self.gain * y.clamp_min(self.gain)).sqrt())

@@ -1,0 +1,112 @@
+"""What all samplers share: their contract, what they need, and how they report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from invsolve.operators.base import LinearOperator
+from invsolve.operators.measurement import Measurement
+from invsolve.operators.noise import GaussianNoise, Generators
+from invsolve.priors.base import Prior
+
+Callback = Callable[[int, int, float, Tensor, Tensor], Any]
+"""callback(step, total, sigma, x, denoised); a true return value stops the run, which then returns `denoised`."""
+
+
+class DivergenceError(ValueError):
+    """The iterate became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Base of all samplers: a frozen set of hyper-parameters and one `__call__`.
+
+    Class attributes: `paper` (arXiv id), `needs_linear` (A^H or a solve is used), `needs_gradient` (backpropagates
+    through the network).
+    """
+
+    paper: ClassVar[str] = ""
+    needs_linear: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        measurement: Measurement,
+        prior: Prior,
+        *,
+        generator: Generators = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Draw one (approximate) posterior sample per batch entry.
+
+        Args:
+            measurement: in model units, with an operator of spectral norm about 1; `invsolve.solve` sees to both.
+            prior: the denoiser.
+            generator: one torch.Generator, or one per batch entry.
+            callback: see `Callback`.
+
+        Returns:
+            Images in model units, shape (B, *operator.in_shape).
+
+        Raises:
+            ValueError: the operator, the noise or the prior cannot serve this method.
+            DivergenceError: the iterate became NaN or infinite.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write __call__")
+
+    @classmethod
+    def name(cls) -> str:
+        """Lower-case name, as `solve(method=...)` and the command line take it."""
+        return cls.__name__.lower()
+
+    def settings(self) -> dict[str, Any]:
+        """Hyper-parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def linear_operator(sampler: Sampler, measurement: Measurement) -> LinearOperator:
+    """The measurement's operator if it is linear; otherwise a ValueError that names samplers which would work."""
+    operator = measurement.operator
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(
+            f"{sampler.name()} needs a linear operator, {type(operator).__name__} is not; "
+            "dps and daps (inner='langevin') take any differentiable operator."
+        )
+    return operator
+
+
+def noise_level(sampler: Sampler, measurement: Measurement) -> float:
+    """The one standard deviation of the measurement's Gaussian noise."""
+    noise = measurement.noise
+    if not isinstance(noise, GaussianNoise) or (isinstance(noise.std, Tensor) and noise.std.numel() != 1):
+        raise ValueError(
+            f"{sampler.name()} needs Gaussian noise with one standard deviation, got {type(noise).__name__}; "
+            "invsolve.solve brings other noise to that form."
+        )
+    return float(noise.std)
+
+
+def start(measurement: Measurement) -> Tensor:
+    """A zero batch in the shape of the images, with the type and device of the data."""
+    y = measurement.y
+    real = y.real.dtype if y.is_complex() else y.dtype
+    return torch.zeros((len(y), *measurement.operator.in_shape), dtype=real, device=y.device)
+
+
+def report(
+    callback: Callback | None, step: int, total: int, sigma: float, x: Tensor, denoised: Tensor, lower: str
+) -> bool:
+    """Look after the run once per step: stop a diverging one, tell the callback. True if the callback asks to stop.
+
+    Args:
+        step: steps done, 1 to total.
+        lower: hyper-parameter to name when the iterate is not finite.
+    """
+    if (step % 10 == 0 or step == total) and not bool(torch.isfinite(x).all()):
+        raise DivergenceError(f"the iterate is not finite after step {step} of {total} (sigma {sigma:.3g}); lower {lower}.")
+    return bool(callback(step, total, sigma, x.detach(), denoised.detach())) if callback else False

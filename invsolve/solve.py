@@ -1,0 +1,321 @@
+"""The front door: a measurement and its operator in, posterior samples out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from invsolve.operators.base import LinearOperator, Operator
+from invsolve.operators.measurement import Measurement
+from invsolve.operators.noise import GaussianNoise, Noise
+from invsolve.operators.weighted import Weighted
+from invsolve.priors.base import Prior
+from invsolve.priors.conversions import Prediction, Schedule, wrap
+from invsolve.priors.registry import load_prior
+from invsolve.priors.tiled import TiledPrior
+from invsolve.priors.unet import UNetPrior
+from invsolve.samplers.base import Callback, Sampler
+from invsolve.samplers.presets import choose
+from invsolve.units import ModelUnits
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+TILE = 768
+"""Images with more than TILE^2 pixels are denoised in tiles of this side."""
+
+
+@dataclass(frozen=True)
+class SolveInfo:
+    """How a posterior was made.
+
+    Args:
+        method: sampler.
+        settings: its hyper-parameters.
+        evaluations: network evaluations per sample.
+        backward_evaluations: backward passes through the network per sample.
+        seconds: wall-clock time of the whole call.
+        seed: as given.
+        noise_std: noise standard deviation in the units of y (of a Gaussian approximation for other noise; its mean
+            if it varies).
+        residual: || A x - y || / (noise_std sqrt(m)) of each sample, [sample][image]; near 1 where the samples explain the
+            data, with real and imaginary parts counted apart. Norms alone where the noise is 0.
+        prior: class of the prior, or the name or path it was loaded from.
+        device: where it ran.
+        dtype: arithmetic of the network as asked for.
+        version: of invsolve.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    evaluations: int
+    backward_evaluations: int
+    seconds: float
+    seed: int | list[int]
+    noise_std: float
+    residual: list[list[float]]
+    prior: str
+    device: str
+    dtype: str
+    version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Samples of p(x | y), in the kind (tensor or numpy array), units and device of the data.
+
+    Args:
+        samples: shape (S, B, C, H, W).
+        info: how they were made.
+    """
+
+    samples: Any
+    info: SolveInfo
+
+    @property
+    def mean(self) -> Any:
+        """Mean over the samples, (B, C, H, W): the estimate of least squared error."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Any:
+        """Spread over the samples, (B, C, H, W); zero for a single one."""
+        if len(self.samples) == 1:
+            return self.samples[0] * 0
+        return self.samples.std(0, ddof=1) if isinstance(self.samples, np.ndarray) else self.samples.std(0)
+
+
+class CountedPrior(Prior):
+    """Counts the evaluations of a prior, forward and backward, in images."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior.shape, prior.data_range, prior.sigma_min, prior.sigma_max)
+        self.prior = prior
+        self.forward_count = self.backward_count = 0
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        self.forward_count += len(x)
+        denoised = self.prior.denoise(x, sigma)
+        if denoised.requires_grad:
+            denoised.register_hook(self._count_backward)
+        return denoised
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_count += len(gradient)
+
+
+def solve(
+    y: Tensor | np.ndarray,
+    operator: Operator,
+    *,
+    noise_std: float | Tensor | None = None,
+    noise: Noise | None = None,
+    prior: Prior | nn.Module | str | os.PathLike[str] = "natural",
+    method: str | Sampler = "auto",
+    preset: str = "balanced",
+    num_samples: int = 1,
+    seed: int | Sequence[int] = 0,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    data_range: tuple[float, float] = (0.0, 1.0),
+    prediction: Prediction | None = None,
+    schedule: Schedule | str | None = None,
+    tile: int | str | None = "auto",
+    batch_size: int | None = None,
+    callback: Callback | None = None,
+) -> Posterior:
+    """Draw samples of the posterior p(x | y) for y = A(x) + noise.
+
+    Args:
+        y: measurements, shape (B, *operator.out_shape); one without batch dimension counts as B = 1.
+        operator: forward operator A, in the units of `data_range`.
+        noise_std: standard deviation of Gaussian noise in the units of y, >= 0; 0 for noiseless data.
+        noise: another noise model; give this or `noise_std`.
+        prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
+            `schedule`.
+        method: "auto", a sampler's name ("dps", "mcg", "dds", "daps"), or a sampler object with its own settings.
+        preset: "fast", "balanced" or "best"; how many evaluations a method given by name may spend.
+        num_samples: posterior samples per image.
+        seed: image b uses seed + b, or the b-th of a sequence. Sample k of an image depends on the image's seed and k
+            alone, not on the batch or on how many samples are drawn.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", ...
+        dtype: arithmetic of a shipped or loaded network: "auto" (bfloat16 where the hardware computes it), "float32",
+            "bfloat16". Physics is always at least float32.
+        data_range: (low, high), what black and white are in x: (0, 1) for photographs.
+        prediction: what a bare network returns; see `invsolve.priors.wrap`.
+        schedule: noise schedule of a bare network.
+        tile: pixels; larger images are denoised in overlapping tiles inside the sampler. "auto" decides, None never does.
+        batch_size: images per network call; all of an image batch, one sample at a time, if None.
+        callback: called as callback(step, total, sigma, x, denoised) after every step, in model units, with steps
+            counted over all samples; a true return value stops the current sample early.
+
+    Returns:
+        Posterior, with samples of the same kind as `y` (tensor on its device, or numpy array).
+
+    Raises:
+        ValueError: anything that does not fit: shapes, NaN, noise levels, names, a prior for other images, a method
+            that cannot serve this operator.
+        FileNotFoundError: no such checkpoint.
+    """
+    started = time.perf_counter()
+    as_numpy = isinstance(y, np.ndarray)
+    data = torch.as_tensor(y)
+    home = data.device
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    data, likelihood = _validate(data, operator, noise_std, noise, num_samples)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    seeds = [seed + b for b in range(len(data))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(data):
+        raise ValueError(f"{len(seeds)} seeds for {len(data)} images; pass one number, or one per image.")
+
+    network = _as_prior(prior, DTYPES[dtype], prediction, schedule).to(target).eval()
+    network.check_shape(operator.in_shape)
+    network = _tiled(network, operator.in_shape, tile)
+    counted = CountedPrior(network)
+
+    operator = operator.to(target)
+    measurement = Measurement(operator.restrict(data.to(target)), operator, likelihood)
+    measurement, gaussian = _gaussian(measurement)
+    units = ModelUnits.between(data_range, network.data_range, measurement)
+    sampler = choose(method, preset, units.measurement)
+
+    chunk = len(data) if batch_size is None else batch_size
+    if chunk < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    total_runs = num_samples * -(-len(data) // chunk)
+    samples, done = [], 0
+    for index in range(num_samples):
+        parts = []
+        for first in range(0, len(data), chunk):
+            part = slice(first, first + chunk)
+            generators = [_generator(s, index) for s in seeds[part]]
+            x = sampler(
+                units.part(part),
+                counted,
+                generator=generators,
+                callback=_offset(callback, done, total_runs) if callback else None,
+            )
+            parts.append(units.to_image(x))
+            done += 1
+        samples.append(torch.cat(parts))
+    stacked = torch.stack(samples)
+    residual = [_residual(x, measurement, gaussian) for x in stacked]
+
+    from invsolve import __version__
+
+    info = SolveInfo(
+        method=sampler.name(),
+        settings=sampler.settings(),
+        evaluations=round(counted.forward_count / (num_samples * len(data))),
+        backward_evaluations=round(counted.backward_count / (num_samples * len(data))),
+        seconds=time.perf_counter() - started,
+        seed=seed if isinstance(seed, int) else list(seeds),
+        noise_std=gaussian,
+        residual=residual,
+        prior=os.fspath(prior) if isinstance(prior, str | os.PathLike) else type(prior).__name__,
+        device=str(target),
+        dtype=dtype,
+        version=__version__,
+    )
+    return Posterior(stacked.cpu().numpy() if as_numpy else stacked.to(home), info)
+
+
+def _validate(
+    y: Tensor, operator: Operator, noise_std: float | Tensor | None, noise: Noise | None, num_samples: int
+) -> tuple[Tensor, Noise]:
+    if tuple(y.shape) == operator.out_shape:
+        y = y[None]
+    operator.check_output(y)
+    if not (y.is_floating_point() or y.is_complex()):
+        raise ValueError(f"y has type {y.dtype}; convert it to floating point in the units the operator gives.")
+    if operator.dtype != torch.float64:
+        y = y.to(torch.complex64 if y.is_complex() else torch.float32)
+    if len(y) == 0:
+        raise ValueError("y is an empty batch.")
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y holds NaN or Inf; mask lost entries with a Mask operator instead.")
+    if (noise_std is None) == (noise is None):
+        raise ValueError("give the noise of y: either noise_std=... (Gaussian, in the units of y) or noise=...")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected at least 1.")
+    return y, noise if noise is not None else GaussianNoise(noise_std if noise_std is not None else 0.0)
+
+
+def _as_prior(
+    prior: Prior | nn.Module | str | os.PathLike[str],
+    dtype: torch.dtype | None,
+    prediction: Prediction | None,
+    schedule: Schedule | str | None,
+) -> Prior:
+    if isinstance(prior, str | os.PathLike):
+        return load_prior(prior, dtype=dtype)
+    if isinstance(prior, UNetPrior) and dtype is not None and prior.dtype != dtype:
+        twin = UNetPrior(prior.config, dtype)
+        twin.load_state_dict(prior.state_dict())
+        return twin
+    if isinstance(prior, Prior):
+        return prior
+    if prediction is None or schedule is None:
+        raise ValueError(
+            "a bare network needs prediction= (epsilon, x0, v, score, velocity or edm) and schedule= (vp, ve, edm, flow, ...)."
+        )
+    return wrap(prior, prediction=prediction, schedule=schedule)
+
+
+def _tiled(prior: Prior, shape: tuple[int, ...], tile: int | str | None) -> Prior:
+    if tile is None or (tile == "auto" and shape[-1] * shape[-2] <= TILE**2):
+        return prior
+    side = TILE if tile == "auto" else int(tile)
+    if prior.shape is not None and prior.shape[-2:] != (None, None):
+        return prior  # made for one size, which the shape check has already compared
+    return TiledPrior(prior, side, min(64, side // 3))
+
+
+def _gaussian(measurement: Measurement) -> tuple[Measurement, float]:
+    """The measurement with one Gaussian noise level, and that level.
+
+    Noise that varies from entry to entry becomes white of level 1 when each entry is divided by its standard deviation.
+    """
+    noise = measurement.noise.gaussian(measurement.y)
+    if not isinstance(noise.std, Tensor) or noise.std.numel() == 1:
+        return Measurement(measurement.y, measurement.operator, GaussianNoise(float(noise.std))), float(noise.std)
+    if not isinstance(measurement.operator, LinearOperator):
+        raise ValueError("noise that varies over y needs a linear operator; give one noise_std.")
+    if len(measurement.y) > 1 and noise.std.ndim == measurement.y.ndim and len(noise.std) > 1:
+        raise ValueError("noise that varies from image to image needs one call per image.")
+    std = noise.std.to(measurement.y.real if measurement.y.is_complex() else measurement.y)
+    if not bool((std > 0).all()):
+        raise ValueError("noise_std is 0 for some entries of y and not for others; give those a small positive one.")
+    weights = (1 / std).expand(1, *measurement.operator.out_shape)[0]
+    whitened = Measurement(measurement.y * weights, Weighted(weights, measurement.operator), GaussianNoise(1.0))
+    return whitened, 1.0
+
+
+def _generator(seed: int, sample: int) -> torch.Generator:
+    """Noise of one sample of one image, from its seed and index alone; on the CPU, so that it repeats on any device."""
+    state = np.random.SeedSequence((seed, sample)).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def _offset(callback: Callback, run: int, runs: int) -> Callback:
+    def counted(step: int, total: int, sigma: float, x: Tensor, denoised: Tensor) -> Any:
+        return callback(run * total + step, runs * total, sigma, x, denoised)
+
+    return counted
+
+
+def _residual(x: Tensor, measurement: Measurement, noise_std: float) -> list[float]:
+    difference = (measurement.operator(x) - measurement.y).flatten(1)
+    count = measurement.operator.num_measured * (2 if difference.is_complex() else 1)
+    scale = noise_std * count**0.5 if noise_std > 0 else 1.0
+    return [float(n) / scale for n in torch.linalg.vector_norm(difference, dim=1)]

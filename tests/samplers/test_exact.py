@@ -1,0 +1,264 @@
+"""Samplers against posteriors that are known exactly.
+
+An exact sampler must match the posterior's mean (z-test) and variance (within 15 %). An approximate one is held just
+as tightly to its own law: on a Gaussian prior every method here is (conditionally) linear, so the mean and covariance
+of its output follow from a small recursion, derived below independently of the code under test.
+
+Mutants tried, each turning tests of this file red: likelihood gradient doubled (DPS, MCG), gamma doubled (DDS),
+noise_std doubled (DAPS), injected noise divided by sqrt(2) (all), last step dropped (all), projection left out (MCG),
+renoising to the current instead of the next level (DAPS). `tests/samplers/test_mutants.py` runs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from invsolve.operators import GaussianNoise, Mask, MatrixOperator, Measurement
+from invsolve.priors import GaussianMixturePrior, GaussianPrior, Prior
+from invsolve.priors.conversions import DiscreteVPSchedule
+from invsolve.samplers import DAPS, DDS, DPS, MCG
+from invsolve.samplers.base import Sampler
+
+PIXELS = 64
+COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+OBSERVE = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+
+class PairPrior(Prior):
+    """Two channels with covariance COVARIANCE at every pixel, pixels independent."""
+
+    def __init__(self) -> None:
+        super().__init__((2, None, None), (-1e6, 1e6))
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return torch.einsum("ij,bjhw->bihw", shrinkage(float(sigma)), x)
+
+
+def shrinkage(sigma: float) -> Tensor:
+    """K with D(x, sigma) = K x."""
+    return COVARIANCE @ torch.linalg.inv(COVARIANCE + sigma**2 * torch.eye(2, dtype=torch.float64))
+
+
+def pair_measurement(noise_std: float, batch: int, seed: int = 0) -> Measurement:
+    """The first channel of a draw from the prior, measured with noise; the same for the whole batch."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.linalg.cholesky(COVARIANCE)
+    x = torch.einsum("ij,jhw->ihw", root, torch.randn(2, PIXELS, PIXELS, generator=generator, dtype=torch.float64))
+    y = (x + noise_std * torch.randn(x.shape, generator=generator, dtype=torch.float64)) * OBSERVE[:, None, None]
+    mask = OBSERVE[:, None, None].expand(2, PIXELS, PIXELS)
+    return Measurement(y.expand(batch, -1, -1, -1), Mask(mask, dtype=torch.float64), GaussianNoise(noise_std))
+
+
+def assert_law(samples: Tensor, y: Tensor, slope: Tensor, covariance: Tensor, bias: float = 0.0) -> None:
+    """samples ~ N(slope * y, covariance) at every pixel: z-test of the slopes, 15 % on the variances."""
+    data = y[:, 0]
+    for channel in range(2):
+        values = samples[:, channel]
+        fitted = float((values * data).sum() / data.square().sum())
+        error = math.sqrt(float(covariance[channel, channel]) / float(data.square().sum()))
+        assert abs(fitted - float(slope[channel])) < 5 * error + bias, (channel, fitted, float(slope[channel]), error)
+        variance = float((values - fitted * data).square().mean())
+        expected = float(covariance[channel, channel])
+        assert abs(variance - expected) < 0.15 * expected + 1e-9, (channel, variance, expected)
+
+
+# --- the laws ---------------------------------------------------------------------------------------------------------
+
+
+def vp_levels(num_steps: int) -> list[float]:
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    index = torch.linspace(999, 0, num_steps).round().long()
+    return [*((1 - abar[index]) / abar[index]).sqrt().tolist(), 0.0]
+
+
+def guided_law(num_steps: int, zeta: float, power: float, project: bool) -> tuple[Tensor, Tensor]:
+    """Mean slope and covariance of DPS (or MCG) on the pair prior, when the residual norm is at its expected value.
+
+    The norm over 4096 observed pixels fluctuates by about 1 %, so taking its expectation costs less than that.
+    """
+    levels = vp_levels(num_steps)
+    identity = torch.eye(2, dtype=torch.float64)
+    slope, covariance = torch.zeros(2, dtype=torch.float64), (1 + levels[0] ** 2) * identity
+    for sigma, tau in zip(levels, levels[1:], strict=False):
+        k = shrinkage(sigma)
+        row = OBSERVE @ k  # D of the observed channel
+        mean_square = power * (1 - row @ slope) ** 2 + row @ covariance @ row
+        norm = math.sqrt(PIXELS**2 * float(mean_square))
+        weight = zeta * math.sqrt((1 + tau**2) * (1 + sigma**2)) / norm
+        ratio = (tau / sigma) ** 2
+        transition = k + ratio * (identity - k) - weight * torch.outer(row, row)
+        slope = transition @ slope + weight * row
+        covariance = transition @ covariance @ transition.T + tau**2 * (1 - ratio) * identity
+        if project:
+            slope[0] = 1.0
+            covariance = torch.diag(torch.stack([torch.tensor(tau**2, dtype=torch.float64), covariance[1, 1]]))
+    return slope, covariance
+
+
+def dds_law(num_steps: int, gamma: float, eta: float) -> tuple[Tensor, Tensor]:
+    schedule = DiscreteVPSchedule.linear().sigmas
+    levels = [*(float(schedule[k]) for k in range(1000 - 1000 // num_steps, -1, -1000 // num_steps)), 0.0]
+    identity, observed = torch.eye(2, dtype=torch.float64), torch.diag(OBSERVE)
+    slope, covariance = torch.zeros(2, dtype=torch.float64), (1 + levels[0] ** 2) * identity
+    prox = torch.linalg.inv(identity + gamma * observed)
+    for sigma, tau in zip(levels, levels[1:], strict=False):
+        k = shrinkage(sigma)
+        transition = prox @ k + tau * math.sqrt(1 - eta**2) / sigma * (identity - k)
+        slope = transition @ slope + prox @ (gamma * OBSERVE)
+        covariance = transition @ covariance @ transition.T + (tau * eta) ** 2 * identity
+    return slope, covariance
+
+
+def daps_law(sampler: DAPS, tau: float) -> tuple[Tensor, Tensor]:
+    """Exact inner draw: v = H^-1 (x0_hat / r^2 + y / tau^2) + H^-1/2 n with H = 1/r^2 + A^T A / tau^2."""
+    position = torch.arange(sampler.num_steps, dtype=torch.float64) / (sampler.num_steps - 1)
+    first, last = sampler.sigma_max ** (1 / 7), sampler.sigma_min ** (1 / 7)
+    levels = [*((first + position * (last - first)) ** 7).tolist(), 0.0]
+    identity, observed = torch.eye(2, dtype=torch.float64), torch.diag(OBSERVE)
+    slope, covariance = torch.zeros(2, dtype=torch.float64), levels[0] ** 2 * identity
+    for sigma, following in zip(levels, levels[1:], strict=False):
+        ode = sampler.ode_levels(sigma)
+        flow = identity
+        for a, b in zip(ode, ode[1:], strict=False):
+            flow = (identity + (b - a) / a * (identity - shrinkage(a))) @ flow
+        r2 = sigma**2 if sampler.prior_std is None else 1 / (1 / sigma**2 + 1 / sampler.prior_std**2)
+        h_inverse = torch.linalg.inv(identity / r2 + observed / tau**2)
+        slope = h_inverse @ (flow @ slope / r2 + OBSERVE / tau**2)
+        covariance = h_inverse @ (flow @ covariance @ flow.T) @ h_inverse / r2**2 + h_inverse
+        covariance = covariance + following**2 * identity
+    return slope, covariance
+
+
+CASES: dict[str, tuple[Sampler, float, Callable[[float], tuple[Tensor, Tensor]]]] = {
+    "dps": (DPS(60, 4.0, clip=False), 0.3, lambda power: guided_law(60, 4.0, power, project=False)),
+    "mcg": (MCG(60, 4.0, clip=False), 0.0, lambda power: guided_law(60, 4.0, power, project=True)),
+    "dds": (DDS(20, 1.5, cg_iterations=5, eta=0.6), 0.3, lambda _: dds_law(20, 1.5, 0.6)),
+    "dds-closed": (DDS(20, 1.5, cg_iterations=None, eta=0.6), 0.3, lambda _: dds_law(20, 1.5, 0.6)),
+    "daps": (
+        DAPS(40, 3, sigma_max=20.0, sigma_min=0.2),
+        0.3,
+        lambda _: daps_law(DAPS(40, 3, sigma_max=20.0, sigma_min=0.2), 0.3),
+    ),
+    "daps-tweedie": (
+        DAPS(40, 1, sigma_max=20.0, sigma_min=0.2, prior_std=1.0),
+        0.3,
+        lambda _: daps_law(DAPS(40, 1, sigma_max=20.0, sigma_min=0.2, prior_std=1.0), 0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law_on_a_gaussian_prior(name: str) -> None:
+    sampler, noise_std, law = CASES[name]
+    measurement = pair_measurement(noise_std, batch=6)
+    samples = sampler(measurement, PairPrior(), generator=torch.Generator().manual_seed(3))
+    power = float(measurement.y[0, 0].square().mean())
+    # DPS and MCG divide by a norm that fluctuates; the bias of using its mean is below 1 %.
+    assert_law(samples, measurement.y, *law(power), bias=0.01 if name in ("dps", "mcg") else 0.0)
+
+
+# --- exact posteriors -------------------------------------------------------------------------------------------------
+
+
+def assert_posterior(samples: Tensor, exact: GaussianMixturePrior) -> None:
+    """z-test of the mean and 15 % on the variance, entry by entry."""
+    flat = samples.flatten(1)
+    variance = exact.covariance().diagonal()
+    z = (flat.mean(0) - exact.mean().flatten()) / (variance / len(flat)).sqrt()
+    assert float(z.abs().max()) < 5, z
+    ratio = flat.var(0) / variance
+    assert float((ratio - 1).abs().max()) < 0.15, ratio
+
+
+def dense_problem(rows: int, noise_std: float, prior: GaussianMixturePrior, batch: int) -> Measurement:
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(rows, 6, generator=generator, dtype=torch.float64)
+    operator = MatrixOperator(matrix / torch.linalg.matrix_norm(matrix, 2), (1, 2, 3))
+    y = GaussianNoise(noise_std).sample(operator(prior.sample(1, generator)), generator)
+    return Measurement(y.expand(batch, -1), operator, GaussianNoise(noise_std))
+
+
+EXACT_DAPS = DAPS(num_steps=100, ode_steps=1, sigma_max=30.0, sigma_min=0.02, prior_std=0.7)
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_daps_is_exact_on_a_white_gaussian(rows: int) -> None:
+    prior = GaussianPrior(torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(1, 2, 3), 0.49)
+    measurement = dense_problem(rows, 0.2, prior, 4000)
+    samples = EXACT_DAPS(measurement, prior, generator=torch.Generator().manual_seed(1))
+    assert_posterior(samples, prior.posterior(measurement.operator, measurement.y[0], 0.2))
+
+
+def test_daps_on_a_mixture_whose_component_the_data_decide() -> None:
+    means = torch.randn(3, 1, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 8
+    prior = GaussianMixturePrior([0.5, 0.3, 0.2], means, 0.49)
+    measurement = dense_problem(5, 0.2, prior, 4000)
+    exact = prior.posterior(measurement.operator, measurement.y[0], 0.2)
+    assert float(exact.weights.max()) > 0.999
+    samples = EXACT_DAPS(measurement, prior, generator=torch.Generator().manual_seed(1))
+    assert_posterior(samples, exact)
+
+
+def test_dps_and_dds_find_the_component_of_a_mixture() -> None:
+    """They do not sample the posterior, but must end in the component that the data single out, explaining the data."""
+    means = torch.randn(3, 1, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 4
+    prior = GaussianMixturePrior([0.5, 0.3, 0.2], means, 0.01, data_range=(-20, 20))
+    measurement = dense_problem(5, 0.2, prior, 300)
+    exact = prior.posterior(measurement.operator, measurement.y[0], 0.2)
+    right = means[int(exact.weights.argmax())]
+    for sampler in (DPS(200, 1.5), DDS(50, gamma=25.0, eta=0.85)):
+        samples = sampler(measurement, prior, generator=torch.Generator().manual_seed(1))
+        distance = (samples - right).flatten(1).norm(dim=1)
+        assert float((distance < 2).double().mean()) > 0.95, (sampler.name(), distance.quantile(0.95))
+
+
+# --- invariances ------------------------------------------------------------------------------------------------------
+
+ALL = {"dps": DPS(20, 5.0), "mcg": MCG(20, 5.0), "dds": DDS(20), "daps": DAPS(10, 2), "langevin": DAPS(10, 2, inner="langevin", inner_steps=5, step_size=1e-3)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_entry_does_not_depend_on_its_neighbours(name: str) -> None:
+    prior = GaussianMixturePrior([0.4, 0.6], torch.randn(2, 1, 2, 3, dtype=torch.float64), 0.3, (-9, 9))
+    measurement = dense_problem(4, 0.1, prior, 5)
+    y = measurement.y * torch.tensor([1.0, 1e4, 1.0, -3.0, 0.0], dtype=torch.float64)[:, None]
+    generators = [torch.Generator().manual_seed(k) for k in range(5)]
+    together = ALL[name](Measurement(y, measurement.operator, measurement.noise), prior, generator=generators)
+    for k in (0, 2):
+        alone = ALL[name](
+            Measurement(y[k : k + 1], measurement.operator, measurement.noise),
+            prior,
+            generator=[torch.Generator().manual_seed(k)],
+        )
+        torch.testing.assert_close(alone[0], together[k], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_equal_seeds_give_equal_samples_and_leave_the_global_generator_alone(name: str) -> None:
+    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
+    measurement = dense_problem(4, 0.1, prior, 3)
+    before = torch.random.get_rng_state()
+    first, second, third = (
+        ALL[name](measurement, prior, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    ALL[name](measurement, prior)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_callback_sees_every_step_and_can_stop(name: str) -> None:
+    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
+    measurement = dense_problem(4, 0.1, prior, 2)
+    seen: list[tuple[int, int, float]] = []
+    ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: seen.append((step, total, sigma)))
+    assert [step for step, _, _ in seen] == list(range(1, seen[-1][1] + 1))
+    assert all(a[2] > b[2] for a, b in zip(seen, seen[1:], strict=False))
+    stopped = ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: step == 3)
+    assert stopped.shape == (2, 1, 2, 3)

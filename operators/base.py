@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from invsolve.operators.cg import SolveResult, conjugate_gradient, inner, per_entry
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 class SolveWarning(UserWarning):
@@ -55,6 +56,15 @@ class Operator(nn.Module):
                 return buffer.real.dtype
         return torch.float32
 
+    @property
+    def num_measured(self) -> int:
+        """Entries of one measurement that depend on the image."""
+        return math.prod(self.out_shape)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        """`y` with the entries that no image can reach set to 0, such as the lost pixels of a mask."""
+        return y
+
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is a batch of images for this operator. For front doors, not for loops."""
         _check(self, "x", x, self.in_shape)
@@ -65,6 +75,26 @@ class Operator(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}"
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Take over stored arrays, and forget what had been computed from the old ones."""
+        super()._load_from_state_dict(*args)
+        for name in ("_norm", "_derived"):
+            self.__dict__.pop(name, None)
+
+
+def derived(operator: Operator, name: str, like: Tensor, make: Callable[[], T]) -> T:
+    """`make()`, arrays that follow from the operator's buffers, kept for the type and device of `like`.
+
+    They are no part of the operator's state. Only those for the latest type and device are kept.
+    """
+    key = (like.dtype, like.device)
+    memo = operator.__dict__.setdefault("_derived", {})
+    if name not in memo or memo[name][0] != key:
+        # An array made in inference mode could not take part in a later call that needs gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            memo[name] = (key, make())
+    return memo[name][1]  # type: ignore[no-any-return]
 
 
 def _check(operator: Operator, name: str, value: Tensor, shape: Shape) -> None:
@@ -137,30 +167,44 @@ class LinearOperator(Operator):
         return conjugate_gradient(self.normal, rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
-        """Largest singular value, by power iteration on A^H A from a fixed start; computed once.
+        """Largest singular value, by the Lanczos iteration on A^H A from a fixed start; computed once.
 
         Args:
-            iterations: largest number of power iterations.
-            rtol: stop when two successive estimates agree to this.
+            iterations: largest number of products with A^H A.
+            rtol: stop when the residual of the eigenpair is this small against the eigenvalue.
         """
         cached: float | None = self.__dict__.get("_norm")
         if cached is None:
-            cached = self._power_iteration(iterations, rtol)
+            cached = self._lanczos(iterations, rtol)
             self._norm = cached
         return cached
 
     @torch.no_grad()
-    def _power_iteration(self, iterations: int, rtol: float) -> float:
+    def _lanczos(self, iterations: int, rtol: float) -> float:
+        # Power iteration stops too early where the largest singular values lie close together, as those of blurs do.
         generator = torch.Generator().manual_seed(0)
         x = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(self.device, self.dtype)
-        estimate = 0.0
+        x = x / inner(x, x).sqrt()
+        before, coupling = torch.zeros_like(x), 0.0
+        diagonal: list[float] = []
+        off_diagonal: list[float] = []
+        largest = 0.0
         for _ in range(iterations):
-            x = x / inner(x, x).sqrt().clamp_min(1e-30)
-            x = self.normal(x)
-            previous, estimate = estimate, math.sqrt(float(inner(x, x).sqrt()))
-            if abs(estimate - previous) <= rtol * estimate:
+            image = self.normal(x) - coupling * before
+            diagonal.append(float(inner(x, image)))
+            image = image - diagonal[-1] * x
+            coupling = math.sqrt(float(inner(image, image)))
+            if not math.isfinite(diagonal[-1] + coupling):
+                return math.nan
+            table = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+            table += torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), -1)
+            values, vectors = torch.linalg.eigh(table)  # reads the lower triangle
+            largest = max(float(values[-1]), 0.0)
+            if coupling * abs(float(vectors[-1, -1])) <= rtol * largest or coupling == 0:
                 break
-        return estimate
+            off_diagonal.append(coupling)
+            before, x = x, image / coupling
+        return math.sqrt(largest)
 
     @property
     def T(self) -> LinearOperator:  # noqa: N802 - the field's notation
@@ -242,6 +286,13 @@ class Composed(LinearOperator):
         if self._reduces:
             self.solve_method = f"{outer.solve_method} behind orthogonal rows"
 
+    @property
+    def num_measured(self) -> int:
+        return self.outer.num_measured
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.outer.restrict(y)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))  # type: ignore[no-any-return]
 
@@ -281,6 +332,13 @@ class Scaled(LinearOperator):
         self.solve_method = operator.solve_method
         if operator.row_gram is not None:
             self.row_gram = factor**2 * operator.row_gram
+
+    @property
+    def num_measured(self) -> int:
+        return self.operator.num_measured
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.operator.restrict(y)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.operator(x)  # type: ignore[no-any-return]
@@ -343,7 +401,7 @@ class Transposed(LinearOperator):
         return self.operator.norm(iterations, rtol)
 
     @property
-    def T(self) -> LinearOperator:
+    def T(self) -> LinearOperator:  # noqa: N802
         return self.operator
 
 
@@ -364,6 +422,13 @@ class Stack(LinearOperator):
         super().__init__(operators[0].in_shape, (sum(self._sizes),))
         self.operators = nn.ModuleList(operators)
 
+    @property
+    def num_measured(self) -> int:
+        return sum(op.num_measured for op in self.operators)  # type: ignore[misc]
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.join([op.restrict(part) for op, part in zip(self.operators, self.split(y), strict=True)])  # type: ignore[operator]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.join([op(x) for op in self.operators])
 
@@ -380,7 +445,7 @@ class Stack(LinearOperator):
 
     def split(self, y: Tensor) -> list[Tensor]:
         """The inverse of `join`."""
-        pieces = y.split(self._sizes, dim=1)
+        pieces = torch.split(y, self._sizes, dim=1)
         return [p.reshape(len(y), *op.out_shape) for p, op in zip(pieces, self.operators, strict=True)]  # type: ignore[misc]
 
 

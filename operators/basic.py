@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, dot_test
+from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived, dot_test
 from invsolve.operators.cg import per_entry
 from invsolve.operators.registry import register
 
@@ -102,6 +102,13 @@ class Mask(LinearOperator):
         super().__init__(shape, shape)
         self.register_buffer("mask", values)
 
+    @property
+    def num_measured(self) -> int:
+        return int((self.mask != 0).expand(self.in_shape).sum())
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return torch.where(self.mask != 0, y, 0)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.mask * x
 
@@ -123,9 +130,7 @@ class Mask(LinearOperator):
         return rhs / (self.mask**2 + per_entry(damping, rhs))
 
 
-def random_mask(
-    shape: tuple[int, int], share_lost: float, generator: torch.Generator | None = None
-) -> Tensor:
+def random_mask(shape: tuple[int, int], share_lost: float, generator: torch.Generator | None = None) -> Tensor:
     """Keep-mask that loses exactly round(share_lost * H * W) pixels, drawn without replacement.
 
     Args:
@@ -242,12 +247,7 @@ class MatrixOperator(LinearOperator):
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """Thin (U, s, V^T), computed once per device and type."""
-        key = (self.matrix.device, self.matrix.dtype)
-        cached = self.__dict__.get("_svd")
-        if cached is None or cached[0] != key:
-            cached = (key, torch.linalg.svd(self.matrix, full_matrices=False))
-            self._svd = cached
-        return cached[1]  # type: ignore[no-any-return]
+        return derived(self, "svd", self.matrix, lambda: tuple(torch.linalg.svd(self.matrix, full_matrices=False)))
 
     def solve(
         self,

@@ -31,7 +31,8 @@ class SolveResult:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Real part of the Hermitian inner product per batch entry: Re sum conj(a) b, shape (B,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).real
+    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1)).real
+    return product
 
 
 def per_entry(value: float | Tensor, like: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def conjugate_gradient(
             break
         image = torch.addcmul(normal(direction), shift, direction)
         curvature = inner(direction, image)
-        breakdown |= active & ~(curvature > 0)
+        breakdown |= active & ~((curvature > 0) & torch.isfinite(curvature))
         active &= ~breakdown
         alpha = torch.where(active, delta / curvature, 0)
         x.addcmul_(alpha.reshape(column), direction)

@@ -30,9 +30,13 @@ def standard_normal(like: Tensor, generator: Generators = None) -> Tensor:
         generator.seed()
     if isinstance(generator, torch.Generator):
         return _draw(like.shape, like, generator)
-    if len(generator) != len(like):
-        raise ValueError(f"{len(generator)} generators for a batch of {len(like)}; pass one, or one per entry.")
+    _check_count(generator, like)
     return torch.stack([_draw(like.shape[1:], like, g) for g in generator])
+
+
+def _check_count(generators: Sequence[torch.Generator], like: Tensor) -> None:
+    if len(generators) != len(like):
+        raise ValueError(f"{len(generators)} generators for a batch of {len(like)}; pass one, or one per entry.")
 
 
 def _draw(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,11 +88,14 @@ class GaussianNoise(Noise):
         return clean + self._std(clean) * standard_normal(clean, generator)
 
     def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
-        """log p(y | clean), shape (B,); -inf or +inf where std is 0."""
+        """log p(y | clean), shape (B,). Where std is 0: -inf if y differs from `clean` there, +inf otherwise."""
         std = self._std(y).expand(y.real.shape if y.is_complex() else y.shape)
         parts = 2 if y.is_complex() else 1
-        log_density = -0.5 * ((y - clean).abs() / std) ** 2 - parts * (std.log() + 0.5 * math.log(math.tau))
-        return log_density.flatten(1).sum(1)
+        distance, exact = (y - clean).abs(), std == 0
+        scale = std.masked_fill(exact, 1)
+        log_density = -0.5 * (distance / scale) ** 2 - parts * (scale.log() + 0.5 * math.log(math.tau))
+        total = log_density.masked_fill(exact, math.inf).flatten(1).sum(1)
+        return total.masked_fill((exact & (distance > 0)).flatten(1).any(1), -math.inf)
 
     def gaussian(self, y: Tensor) -> GaussianNoise:
         return self
@@ -121,13 +128,14 @@ class PoissonNoise(Noise):
         if isinstance(generator, torch.Generator):
             counts = torch.poisson(rate.to(generator.device), generator=generator)
         else:
+            _check_count(generator, clean)
             counts = torch.stack(
                 [torch.poisson(r.to(g.device), generator=g) for r, g in zip(rate, generator, strict=True)]
             )
         return counts.to(clean.device) * self.gain
 
     def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
-        counts, rate = y / self.gain, clean / self.gain
+        counts, rate = y / self.gain, clean.clamp_min(0) / self.gain  # as in `sample`
         return (torch.xlogy(counts, rate) - rate - torch.lgamma(counts + 1)).flatten(1).sum(1)
 
     def gaussian(self, y: Tensor) -> GaussianNoise:

@@ -1,0 +1,250 @@
+"""Blur: convolution with a known kernel, for five boundary conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invsolve.operators.base import LinearOperator, Operator, derived
+from invsolve.operators.cg import per_entry
+from invsolve.operators.kernels import finite_kernel
+from invsolve.operators.registry import register
+
+Boundary = Literal["circular", "zero", "reflect", "replicate", "valid"]
+
+# Values of one batch from which channels are filtered one by one, to keep the spectra small beside the image.
+_LARGE = 1 << 23
+
+
+def _blur_examples() -> list[Operator]:
+    generator = torch.Generator().manual_seed(2)
+
+    def kernel(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64) / (shape[-1] * shape[-2]) * 2
+
+    examples: list[Operator] = []
+    for boundary in get_args(Boundary):
+        examples += [
+            Blur(kernel(3, 5), (2, 7, 6), boundary, dtype=torch.float64),
+            Blur(kernel(2, 4, 3), (2, 5, 8), boundary, dtype=torch.float64),
+            Blur(kernel(5, 6), (1, 5, 6), boundary, dtype=torch.float64),
+        ]
+    return examples
+
+
+@register("blur", _blur_examples)
+class Blur(LinearOperator):
+    """Convolution of every channel with a known kernel.
+
+    ::
+
+        x  . . . . .      kernel  1 2      y  . . . . .
+           . . 1 . .              3 4         . 1 2 . .
+           . . . . .                          . 3 4 . .
+
+    A true convolution (a single bright pixel shows the kernel as it is, not mirrored), with the convention of
+    `scipy.ndimage.convolve`: the kernel's centre is the element k // 2, also for even sizes. The kernel is applied as
+    given; `check_kernel` brings its sum to 1.
+
+    What lies beyond the border, for a row a b c d:
+
+    =============  ================  ===============================================================
+    "circular"     c d | abcd | a b  the image repeats; the only boundary whose solve is closed-form
+    "zero"         0 0 | abcd | 0 0  black
+    "reflect"      c b | abcd | c b  mirrored without the edge pixel (torch "reflect", SciPy "mirror")
+    "replicate"    a a | abcd | d d  the edge pixel goes on (SciPy "nearest")
+    "valid"                          nothing is assumed: only pixels whose whole neighbourhood is in the
+                                     image are measured, (H - kh + 1, W - kw + 1) of them
+    =============  ================  ===============================================================
+
+    A photograph of a larger scene is best described by "valid"; the FFHQ benchmarks use "reflect".
+    The kernel's transform is kept: make a new operator for another kernel rather than changing `kernel` in place.
+
+    Args:
+        kernel: shape (kh, kw), one for all channels, or (C, kh, kw), one for each.
+        in_shape: image shape (C, H, W).
+        boundary: see above.
+        dtype: floating-point type of the stored kernel; computations follow the type of the images.
+
+    Raises:
+        ValueError: an unusable kernel, one that is larger than the image or does not fit its channels, or an unknown
+            boundary.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self,
+        kernel: Tensor | np.ndarray,
+        in_shape: Sequence[int],
+        boundary: Boundary = "circular",
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        values = finite_kernel(kernel).to(dtype)
+        shape = tuple(int(n) for n in in_shape)
+        if len(shape) != 3:
+            raise ValueError(f"Blur takes images (channels, height, width), got in_shape {shape}.")
+        if values.ndim not in (2, 3):
+            raise ValueError(f"the kernel has shape {tuple(values.shape)}; expected (kh, kw) or (channels, kh, kw).")
+        if values.ndim == 3 and values.shape[0] not in (1, shape[0]):
+            raise ValueError(
+                f"{values.shape[0]} kernels for an image with {shape[0]} channels; pass one, or one per channel."
+            )
+        if boundary not in get_args(Boundary):
+            raise ValueError(f"unknown boundary {boundary!r}; expected one of {', '.join(get_args(Boundary))}.")
+        size = (int(values.shape[-2]), int(values.shape[-1]))
+        if size[0] > shape[1] or size[1] > shape[2]:
+            raise ValueError(
+                f"the kernel is {size[0]} x {size[1]}, larger than the image of {shape[1]} x {shape[2]}; "
+                "crop the kernel or enlarge the image."
+            )
+        lost = (size[0] - 1, size[1] - 1) if boundary == "valid" else (0, 0)
+        super().__init__(shape, (shape[0], shape[1] - lost[0], shape[2] - lost[1]))
+        self.boundary: Boundary = boundary
+        self.register_buffer("kernel", values)
+        if boundary == "circular":
+            self.solve_method = "closed form (circulant)"
+
+        # Output pixel i needs the inputs i - before ... i + after. A transform of length n convolves modulo n:
+        # n must be so long that what wraps around lands outside the output.
+        self._after = (size[0] // 2, size[1] // 2)
+        self._before = (size[0] - 1 - self._after[0], size[1] - 1 - self._after[1])
+        self._padded = boundary in ("reflect", "replicate")
+        height, width = shape[1:]
+        if boundary == "circular":
+            self._lengths = height, width
+        elif boundary == "zero":
+            self._lengths = _fast_length(height + self._after[0]), _fast_length(width + self._after[1])
+        elif boundary == "valid":
+            self._lengths = _fast_length(height), _fast_length(width)
+        else:
+            self._lengths = _fast_length(height + size[0] - 1), _fast_length(width + size[1] - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return self._by_channel(x, self._forward)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        self.check_output(y)
+        return self._by_channel(y, self._adjoint)
+
+    def normal(self, x: Tensor) -> Tensor:
+        if self.boundary != "circular":
+            return super().normal(x)
+        self.check_input(x)
+        return self._by_channel(x, lambda part, pick: self._transformed(part, pick(self._power(part))))
+
+    def solve(
+        self,
+        rhs: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
+    ) -> Tensor:
+        if self.boundary != "circular":
+            return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+        self.check_input(rhs)
+        shift = per_entry(damping, rhs)
+        return self._by_channel(rhs, lambda part, pick: self._transformed(part, 1 / (pick(self._power(part)) + shift)))
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+        if self.boundary != "circular":
+            return super().norm(iterations, rtol)
+        return float(self._power(self.kernel).max().sqrt())
+
+    def extra_repr(self) -> str:
+        size = " x ".join(str(n) for n in self.kernel.shape)
+        return f"{super().extra_repr()}, {size} kernel, {self.boundary}"
+
+    def _forward(self, x: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        if self._padded:
+            (top, left), (bottom, right) = self._before, self._after
+            x = F.pad(x, (left, right, top, bottom), mode=self.boundary)
+        blurred = self._transformed(x, pick(self.spectrum(x)))
+        return blurred[..., : self.out_shape[1], : self.out_shape[2]].contiguous()
+
+    def _adjoint(self, y: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        x = self._transformed(y, pick(self.spectrum(y)).conj())
+        if self._padded:
+            return self._fold(self._fold(x, 1), 2)
+        return x[..., : self.in_shape[1], : self.in_shape[2]].contiguous()
+
+    def _fold(self, x: Tensor, dim: int) -> Tensor:
+        """Adjoint of the padding along one axis: what was read from a pixel goes back to it."""
+        axis, size = dim + 1, self.in_shape[dim]
+        before, after = self._before[dim - 1], self._after[dim - 1]
+        core = x.narrow(axis, before, size).clone()
+        head, tail = x.narrow(axis, 0, before), x.narrow(axis, before + size, after)
+        if self.boundary == "reflect":
+            core.narrow(axis, 1, before).add_(head.flip(axis))
+            core.narrow(axis, size - 1 - after, after).add_(tail.flip(axis))
+        else:
+            core.narrow(axis, 0, 1).add_(head.sum(axis, keepdim=True))
+            core.narrow(axis, size - 1, 1).add_(tail.sum(axis, keepdim=True))
+        return core
+
+    def _transformed(self, x: Tensor, factor: Tensor) -> Tensor:
+        """Multiplication by `factor` in the Fourier domain."""
+        image: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, s=self._lengths).mul_(factor), s=self._lengths)
+        return image
+
+    def _by_channel(self, x: Tensor, function: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Tensor:
+        """`function(x, pick)`, channel by channel if x is large; `pick` takes the channel's part of a (1 or C, ...)."""
+        if x.numel() < _LARGE or x.shape[1] == 1:
+            return function(x, lambda spectra: spectra)
+
+        def pick_for(channel: int) -> Callable[[Tensor], Tensor]:
+            return lambda spectra: spectra if len(spectra) == 1 else spectra[channel : channel + 1]
+
+        return torch.cat([function(x[:, c : c + 1], pick_for(c)) for c in range(x.shape[1])], dim=1)
+
+    def spectrum(self, like: Tensor) -> Tensor:
+        """Transform of the kernel, placed so that output pixel 0 lands on index 0, for images like `like`.
+
+        Returns:
+            Complex tensor (1 or C, n, m // 2 + 1) for transforms of lengths (n, m), on the device of `like`.
+        """
+        return derived(self, "spectrum", like, lambda: self._make_spectrum(like))
+
+    def _make_spectrum(self, like: Tensor) -> Tensor:
+        # In float64 and on the CPU, once: some accelerators have no float64, and the kernel is small.
+        kernel = self.kernel.detach().to("cpu", torch.float64)
+        kernel = kernel if kernel.ndim == 3 else kernel[None]
+        canvas = kernel.new_zeros((len(kernel), *self._lengths))
+        canvas[:, : kernel.shape[1], : kernel.shape[2]] = kernel
+        # With padding (or nothing assumed) output 0 is the first place where the whole kernel lies on the input.
+        centre = self._after
+        if self._padded or self.boundary == "valid":
+            centre = kernel.shape[1] - 1, kernel.shape[2] - 1
+        spectrum: Tensor = torch.fft.rfft2(torch.roll(canvas, (-centre[0], -centre[1]), (1, 2)))
+        return spectrum.to(like.device, torch.complex128 if like.dtype == torch.float64 else torch.complex64)
+
+    def _power(self, like: Tensor) -> Tensor:
+        """|spectrum|^2, the eigenvalues of A^H A for the circular boundary."""
+
+        def make() -> Tensor:
+            spectrum = self.spectrum(like)
+            return spectrum.real**2 + spectrum.imag**2
+
+        return derived(self, "power", like, make)
+
+
+def _fast_length(least: int) -> int:
+    """Smallest multiple of 4 from `least` on with no prime factor above 7: lengths that every FFT library likes."""
+    length = -(-least // 4) * 4
+    while True:
+        rest = length
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 4

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from invsolve.inference import Posterior, solve
     from invsolve.operators.measurement import Measurement
     from invsolve.priors.registry import load_prior
-    from invsolve.solve import Posterior, solve
 
 _PUBLIC = {
     "Measurement": "invsolve.operators.measurement",
-    "Posterior": "invsolve.solve",
+    "Posterior": "invsolve.inference",
     "load_prior": "invsolve.priors.registry",
-    "solve": "invsolve.solve",
+    "solve": "invsolve.inference",
 }
 _MODULES = ("operators", "priors", "problems", "samplers", "training")
 

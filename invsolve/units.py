@@ -56,10 +56,10 @@ class ModelUnits:
         if norm == 0:
             raise ValueError(f"{type(operator).__name__} maps every image to 0; there is nothing to solve.")
         if offset != 0:
-            constant = torch.full((1, *operator.in_shape), offset, dtype=operator.dtype, device=operator.device)
+            constant = torch.full((1, *operator.in_shape), offset, dtype=operator.dtype, device=y.device)
             y = y - operator(constant)
-        level = torch.as_tensor(noise.std).item() / norm
-        return cls(Measurement(y / norm, Scaled(scale / norm, operator), GaussianNoise(level)), scale, offset)
+        level = GaussianNoise(float(noise.std) / norm)
+        return cls(Measurement(y / norm, Scaled(scale / norm, operator), level), scale, offset)
 
     def part(self, entries: slice) -> Measurement:
         """The measurement of some batch entries."""

@@ -122,7 +122,7 @@ class GaussianMixturePrior(Prior):
             noise_std: > 0, or 0 where A C A^H is invertible.
         """
         matrix = dense_matrix(operator, self.image_shape, self.means)
-        data = real_vector(y).to(self.means).reshape(-1)
+        data = real_vector(y.reshape(1, -1)).to(self.means)[0]
         if data.numel() != matrix.shape[0]:
             raise ValueError(f"y has {data.numel()} real entries, the operator gives {matrix.shape[0]}.")
         covariances = self.component_covariances()

@@ -44,7 +44,7 @@ def load_prior(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | Non
     text = os.fspath(name_or_path)
     if text in SHIPPED:
         return UNetPrior.load(SHIPPED[text].path, dtype)
-    if Path(text).suffix or os.sep in text or Path(text).exists():
+    if Path(text).suffix or os.sep in text or Path(text).is_file():
         return UNetPrior.load(text, dtype)
     close = difflib.get_close_matches(text, SHIPPED, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"shipped: {', '.join(SHIPPED)}; or give a .safetensors file."

@@ -58,4 +58,4 @@ class TiledPrior(Prior):
             ramp = torch.minimum(ramp, (position - margin) / (2 * margin))
         if stop < size:
             ramp = torch.minimum(ramp, (length - position - margin) / (2 * margin))
-        return ramp.clamp(1e-6, 1)
+        return ramp.clamp(0, 1)

@@ -164,7 +164,7 @@ class UNetPrior(Prior):
             key: value.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
             for key, value in self.network.state_dict().items()
         }
-        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config)), **(notes or {})}
+        metadata = {**(notes or {}), "format": FORMAT, "config": json.dumps(asdict(self.config))}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             save_file(tensors, temporary, metadata=metadata)
@@ -194,9 +194,13 @@ class UNetPrior(Prior):
                 f"{path} is a safetensors file without invsolve's U-Net configuration "
                 f"(format {metadata.get('format')!r}, expected {FORMAT!r}); wrap its network with invsolve.priors.wrap."
             )
-        stored = json.loads(metadata["config"])
-        config = UNetConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
-        prior = cls(config, dtype)
+        try:
+            stored = json.loads(metadata["config"])
+            config = UNetConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: the stored configuration is not one this version knows ({error}).") from error
+        with torch.random.fork_rng(devices=[]):  # initial weights draw from the global generator
+            prior = cls(config, dtype)
         try:
             prior.network.load_state_dict({key: value.float() for key, value in tensors.items()})
         except RuntimeError as error:

@@ -108,5 +108,7 @@ def report(
         lower: hyper-parameter to name when the iterate is not finite.
     """
     if (step % 10 == 0 or step == total) and not bool(torch.isfinite(x).all()):
-        raise DivergenceError(f"the iterate is not finite after step {step} of {total} (sigma {sigma:.3g}); lower {lower}.")
+        raise DivergenceError(
+            f"the iterate is not finite after step {step} of {total} (sigma {sigma:.3g}); lower {lower}."
+        )
     return bool(callback(step, total, sigma, x.detach(), denoised.detach())) if callback else False

@@ -85,9 +85,7 @@ class DAPS(Sampler):
         tau = noise_level(self, measurement) if self.tau is None else self.tau
         steps = self.num_steps
         intervals = steps if self.grid == "open" else steps - 1
-        levels = schedules.with_zero(
-            schedules.polynomial(self.sigma_max, self.sigma_min, steps, intervals=intervals)
-        )
+        levels = schedules.with_zero(schedules.polynomial(self.sigma_max, self.sigma_min, steps, intervals=intervals))
         x = levels[0] * standard_normal(start(measurement), generator)
         for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False), start=1):
             # 1. clean estimate by the probability-flow ODE
@@ -131,7 +129,9 @@ class DAPS(Sampler):
         return v
 
 
-def exact_draw(operator: LinearOperator, y: Tensor, centre: Tensor, r: float, tau: float, generator: Generators) -> Tensor:
+def exact_draw(
+    operator: LinearOperator, y: Tensor, centre: Tensor, r: float, tau: float, generator: Generators
+) -> Tensor:
     """A draw from the density proportional to N(v; centre, r^2 I) N(y; A v, tau^2 I), by perturb and optimise.
 
     Both terms are perturbed by their own noise, then the least-squares problem is solved once (Papandreou and Yuille

@@ -72,7 +72,9 @@ class DDS(Sampler):
             # 2. data consistency, from the denoised image
             rhs = backprojection + damping * denoised
             if self.cg_iterations is None:
-                consistent = denoised + operator.solve(rhs - operator.normal(denoised) - damping * denoised, damping or 1e-6)
+                consistent = denoised + operator.solve(
+                    rhs - operator.normal(denoised) - damping * denoised, damping or 1e-6
+                )
             else:
                 consistent = operator.solve_cg(rhs, damping, x0=denoised, max_iter=self.cg_iterations).x
             # 3. noise to the next level

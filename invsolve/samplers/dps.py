@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from invsolve.operators.base import Operator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
-from invsolve.operators.base import Operator
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, Sampler, report, start
@@ -58,7 +58,9 @@ class DPS(Sampler):
         x = math.sqrt(1 + levels[0] ** 2) * standard_normal(start(measurement), generator)
         for step, (sigma, tau) in enumerate(zip(levels, levels[1:], strict=False), start=1):
             # 1-2. denoise, and the gradient of the residual norm at the state
-            denoised, gradient = residual_gradient(measurement, prior, x, sigma, prior.data_range if self.clip else None)
+            denoised, gradient = residual_gradient(
+                measurement, prior, x, sigma, prior.data_range if self.clip else None
+            )
             # 3. unconditional step
             x_next = ancestral(x, denoised, sigma, tau, standard_normal(x, generator), self.variance)
             # 4. guidance, still applied on the last step

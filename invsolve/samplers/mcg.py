@@ -61,7 +61,9 @@ class MCG(Sampler):
         x = math.sqrt(1 + levels[0] ** 2) * standard_normal(start(measurement), generator)
         for step, (sigma, tau) in enumerate(zip(levels, levels[1:], strict=False), start=1):
             # 1. unconditional step; 2. gradient of the residual norm
-            denoised, gradient = residual_gradient(measurement, prior, x, sigma, prior.data_range if self.clip else None)
+            denoised, gradient = residual_gradient(
+                measurement, prior, x, sigma, prior.data_range if self.clip else None
+            )
             x_next = ancestral(x, denoised, sigma, tau, standard_normal(x, generator))
             u = x_next - self.step_size * vp_gain(sigma, tau) * gradient
             # 3. projection on the noised measurement

@@ -37,13 +37,12 @@ def ddpm(num_steps: int) -> Tensor:
 
 
 def ddim(num_steps: int) -> Tensor:
-    """Levels of the timesteps 1000 - k, 1000 - 2k, ... 0 with k = 1000 // num_steps, as DDIM and DDS count them."""
+    """Levels of the timesteps 1000 - k, 1000 - 2k, ... 0 with k = 1000 / num_steps, as DDIM and DDS count them."""
     schedule = DiscreteVPSchedule.linear()
     total = len(schedule.sigmas)
     if not 1 <= num_steps <= total:
         raise ValueError(f"num_steps is {num_steps}; expected 1 to {total}.")
-    stride = total // num_steps
-    return schedule.sigmas[torch.arange(num_steps - 1, -1, -1) * stride]
+    return schedule.sigmas[torch.arange(num_steps - 1, -1, -1) * total // num_steps]
 
 
 def with_zero(levels: Tensor) -> list[float]:

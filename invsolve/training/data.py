@@ -42,6 +42,10 @@ def load_images(folder: str | os.PathLike[str], channels: int) -> list[Tensor]:
             raise ValueError(f"{path}: a 2-channel (complex) prior trains on packed .npy arrays, not on pictures.")
         try:
             with Image.open(path) as picture:
+                if picture.mode[0] in "IF":  # PIL would clip them at 255
+                    raise ValueError(
+                        f"{path} has 16-bit or float pixels (PIL mode {picture.mode}); convert it to 8 bits."
+                    )
                 array = np.array(picture.convert("RGB" if channels == 3 else "L"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{path} is not a readable image ({error}).") from error
@@ -52,7 +56,10 @@ def load_images(folder: str | os.PathLike[str], channels: int) -> list[Tensor]:
 
 
 def _load_packed(path: Path, channels: int) -> list[Tensor]:
-    array = np.load(path, allow_pickle=False)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable array ({error}).") from error
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(f"{path}: expected a uint8 array (N, H, W[, C]), found {array.dtype} {array.shape}.")
     if array.ndim == 3:

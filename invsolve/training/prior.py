@@ -107,7 +107,7 @@ def train_prior(
     state_path = out.with_name(out.name + ".state")
     network = settings.network
     photographs = load_images(data, network.channels)
-    scenes = dead_leaves(settings.scenes, 256, network.channels, settings.seed)
+    scenes = dead_leaves(settings.scenes, max(256, settings.crop), network.channels, settings.seed)
     source = CropSource(photographs, scenes, settings.crop, settings.scene_share)
 
     with torch.random.fork_rng(devices=[]):  # initial weights draw from the global generator
@@ -118,6 +118,8 @@ def train_prior(
     first = 0
     if state_path.exists() and not fresh:
         first = _resume(state_path, settings, model, average, optimiser, device)
+    if first >= settings.steps:  # finished before, perhaps killed between writing the state and writing `out`
+        average.save(out)
 
     saved = reported = time.monotonic()
     losses: list[Tensor] = []
@@ -200,14 +202,15 @@ def _resume(
 ) -> int:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        stored = dict(state["settings"])
     except Exception as error:
-        raise ValueError(f"{path} is not a readable training state ({error}); start over with --fresh.") from error
+        raise ValueError(f"{path} is not a readable training state; start over with --fresh.") from error
     wanted = _fixed(settings)
-    differing = [key for key in wanted if state["settings"].get(key) != wanted[key]]
+    differing = [key for key in wanted if stored.get(key) != wanted[key]]
     if differing:
         raise ValueError(
             f"{path} belongs to a run with another {', '.join(differing)} "
-            f"({state['settings'].get(differing[0])} there, {wanted[differing[0]]} asked); "
+            f"({stored.get(differing[0])} there, {wanted[differing[0]]} asked); "
             "use the same settings, another output, or --fresh."
         )
     model.network.load_state_dict(state["model"])
@@ -247,5 +250,3 @@ def psnr_by_sigma(
             denoised_db += -10 * math.log10(float((denoised.clamp(0, 1) - clean).square().mean()))
         rows.append((sigma, noisy_db / len(images), denoised_db / len(images)))
     return rows
-
-

@@ -127,7 +127,13 @@ def test_dds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("daps", "inpaint"), ("daps", "dense"), ("daps", "dense_hmc"), ("daps_legacy", "inpaint"), ("daps_legacy", "dense")],
+    [
+        ("daps", "inpaint"),
+        ("daps", "dense"),
+        ("daps", "dense_hmc"),
+        ("daps_legacy", "inpaint"),
+        ("daps_legacy", "dense"),
+    ],
 )
 def test_daps(file: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(file, name)

@@ -41,9 +41,7 @@ def doubled_guidance(patch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def doubled_likelihood(patch: pytest.MonkeyPatch, module: str) -> None:
-    patch.setattr(
-        f"invsolve.samplers.{module}.noise_level", lambda sampler, m: real_level(sampler, m) / math.sqrt(2)
-    )
+    patch.setattr(f"invsolve.samplers.{module}.noise_level", lambda sampler, m: real_level(sampler, m) / math.sqrt(2))
 
 
 def doubled_data_term(patch: pytest.MonkeyPatch, module: str) -> None:

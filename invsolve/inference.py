@@ -104,7 +104,7 @@ class CountedPrior(Prior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         self.forward_count += len(x)
-        denoised = self.prior.denoise(x, sigma)
+        denoised = self.prior.denoise(x, sigma).to(x.dtype)
         if denoised.requires_grad:
             denoised.register_hook(self._count_backward)
         return denoised
@@ -117,7 +117,7 @@ def solve(
     y: Tensor | np.ndarray,
     operator: Operator,
     *,
-    noise_std: float | Tensor | None = None,
+    noise_std: float | Tensor | np.ndarray | None = None,
     noise: Noise | None = None,
     prior: Prior | nn.Module | str | os.PathLike[str] = "natural",
     method: str | Sampler = "auto",
@@ -138,7 +138,8 @@ def solve(
     Args:
         y: measurements, shape (B, *operator.out_shape); one without batch dimension counts as B = 1.
         operator: forward operator A, in the units of `data_range`.
-        noise_std: standard deviation of Gaussian noise in the units of y, >= 0; 0 for noiseless data.
+        noise_std: standard deviation of Gaussian noise in the units of y, >= 0; 0 for noiseless data. An array that
+            broadcasts to y where it varies (one image per call, or the same for all).
         noise: another noise model; give this or `noise_std`.
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
@@ -168,15 +169,17 @@ def solve(
     """
     started = time.perf_counter()
     as_numpy = isinstance(y, np.ndarray)
-    data = torch.as_tensor(y)
+    data = torch.from_numpy(y.copy()) if isinstance(y, np.ndarray) else torch.as_tensor(y)  # y may be read-only
     home = data.device
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = _device(device)
     data, likelihood = _validate(data, operator, noise_std, noise, num_samples)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
-    seeds = [seed + b for b in range(len(data))] if isinstance(seed, int) else list(seed)
+    seeds = [int(seed) + b for b in range(len(data))] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
     if len(seeds) != len(data):
         raise ValueError(f"{len(seeds)} seeds for {len(data)} images; pass one number, or one per image.")
+    if min(seeds) < 0:
+        raise ValueError(f"seed is {min(seeds)}; expected a number >= 0.")
 
     network = _as_prior(prior, DTYPES[dtype], prediction, schedule).to(target).eval()
     network.check_shape(operator.in_shape)
@@ -184,8 +187,12 @@ def solve(
     counted = CountedPrior(network)
 
     operator = operator.to(target)
+    blank = torch.zeros((1, *operator.in_shape), dtype=operator.dtype, device=target)
+    if operator(blank).is_complex() != data.is_complex():
+        have, want = ("complex", "real") if data.is_complex() else ("real", "complex")
+        raise ValueError(f"y is {have}, but {type(operator).__name__} gives {want} measurements.")
     measurement = Measurement(operator.restrict(data.to(target)), operator, likelihood)
-    measurement, gaussian = _gaussian(measurement)
+    measurement, noise_level = _gaussian(measurement)
     units = ModelUnits.between(data_range, network.data_range, measurement)
     sampler = choose(method, preset, units.measurement)
 
@@ -209,7 +216,7 @@ def solve(
             done += 1
         samples.append(torch.cat(parts))
     stacked = torch.stack(samples)
-    residual = [_residual(x, measurement, gaussian) for x in stacked]
+    residual = [_residual(x, measurement) for x in stacked]
 
     from invsolve import __version__
 
@@ -219,8 +226,8 @@ def solve(
         evaluations=round(counted.forward_count / (num_samples * len(data))),
         backward_evaluations=round(counted.backward_count / (num_samples * len(data))),
         seconds=time.perf_counter() - started,
-        seed=seed if isinstance(seed, int) else list(seeds),
-        noise_std=gaussian,
+        seed=int(seed) if isinstance(seed, int | np.integer) else seeds,
+        noise_std=noise_level,
         residual=residual,
         prior=os.fspath(prior) if isinstance(prior, str | os.PathLike) else type(prior).__name__,
         device=str(target),
@@ -230,16 +237,35 @@ def solve(
     return Posterior(stacked.cpu().numpy() if as_numpy else stacked.to(home), info)
 
 
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; expected 'auto', 'cpu', 'cuda', ...") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(name)!r}, but PyTorch finds no CUDA device here; use 'cpu' or 'auto'.")
+    return target
+
+
 def _validate(
-    y: Tensor, operator: Operator, noise_std: float | Tensor | None, noise: Noise | None, num_samples: int
+    y: Tensor,
+    operator: Operator,
+    noise_std: float | Tensor | np.ndarray | None,
+    noise: Noise | None,
+    num_samples: int,
 ) -> tuple[Tensor, Noise]:
     if tuple(y.shape) == operator.out_shape:
         y = y[None]
     operator.check_output(y)
     if not (y.is_floating_point() or y.is_complex()):
         raise ValueError(f"y has type {y.dtype}; convert it to floating point in the units the operator gives.")
-    if operator.dtype != torch.float64:
-        y = y.to(torch.complex64 if y.is_complex() else torch.float32)
+    double = operator.dtype == torch.float64
+    if y.is_complex():
+        y = y.to(torch.complex128 if double else torch.complex64)
+    else:
+        y = y.to(torch.float64 if double else torch.float32)
     if len(y) == 0:
         raise ValueError("y is an empty batch.")
     if not bool(torch.isfinite(y).all()):
@@ -248,6 +274,8 @@ def _validate(
         raise ValueError("give the noise of y: either noise_std=... (Gaussian, in the units of y) or noise=...")
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1.")
+    if isinstance(noise_std, np.ndarray):
+        noise_std = torch.as_tensor(noise_std)
     return y, noise if noise is not None else GaussianNoise(noise_std if noise_std is not None else 0.0)
 
 
@@ -260,7 +288,8 @@ def _as_prior(
     if isinstance(prior, str | os.PathLike):
         return load_prior(prior, dtype=dtype)
     if isinstance(prior, UNetPrior) and dtype is not None and prior.dtype != dtype:
-        twin = UNetPrior(prior.config, dtype)
+        with torch.random.fork_rng(devices=[]):  # initial weights draw from the global generator
+            twin = UNetPrior(prior.config, dtype)
         twin.load_state_dict(prior.state_dict())
         return twin
     if isinstance(prior, Prior):
@@ -273,7 +302,7 @@ def _as_prior(
 
 
 def _tiled(prior: Prior, shape: tuple[int, ...], tile: int | str | None) -> Prior:
-    if tile is None or (tile == "auto" and shape[-1] * shape[-2] <= TILE**2):
+    if tile is None or len(shape) < 2 or (tile == "auto" and shape[-1] * shape[-2] <= TILE**2):
         return prior
     side = TILE if tile == "auto" else int(tile)
     if prior.shape is not None and prior.shape[-2:] != (None, None):
@@ -282,7 +311,7 @@ def _tiled(prior: Prior, shape: tuple[int, ...], tile: int | str | None) -> Prio
 
 
 def _gaussian(measurement: Measurement) -> tuple[Measurement, float]:
-    """The measurement with one Gaussian noise level, and that level.
+    """The measurement with one Gaussian noise level, and the level of y as it was given (its mean if it varies).
 
     Noise that varies from entry to entry becomes white of level 1 when each entry is divided by its standard deviation.
     """
@@ -294,11 +323,19 @@ def _gaussian(measurement: Measurement) -> tuple[Measurement, float]:
     if len(measurement.y) > 1 and noise.std.ndim == measurement.y.ndim and len(noise.std) > 1:
         raise ValueError("noise that varies from image to image needs one call per image.")
     std = noise.std.to(measurement.y.real if measurement.y.is_complex() else measurement.y)
+    shape = measurement.operator.out_shape
+    if std.ndim > len(shape) + 1 or not _broadcasts(std.shape, (1, *shape)):
+        raise ValueError(f"noise_std has shape {tuple(std.shape)}, which does not broadcast to y, {(1, *shape)}.")
     if not bool((std > 0).all()):
         raise ValueError("noise_std is 0 for some entries of y and not for others; give those a small positive one.")
-    weights = (1 / std).expand(1, *measurement.operator.out_shape)[0]
-    whitened = Measurement(measurement.y * weights, Weighted(weights, measurement.operator), GaussianNoise(1.0))
-    return whitened, 1.0
+    weights = (1 / std).expand(1, *shape)[0]
+    whitened = Measurement(measurement.y * weights, Weighted(measurement.operator, weights), GaussianNoise(1.0))
+    return whitened, float(std.mean())
+
+
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return all(have in (1, want) for have, want in pairs)
 
 
 def _generator(seed: int, sample: int) -> torch.Generator:
@@ -314,8 +351,9 @@ def _offset(callback: Callback, run: int, runs: int) -> Callback:
     return counted
 
 
-def _residual(x: Tensor, measurement: Measurement, noise_std: float) -> list[float]:
+def _residual(x: Tensor, measurement: Measurement) -> list[float]:
     difference = (measurement.operator(x) - measurement.y).flatten(1)
     count = measurement.operator.num_measured * (2 if difference.is_complex() else 1)
-    scale = noise_std * count**0.5 if noise_std > 0 else 1.0
+    noise = measurement.noise.std if isinstance(measurement.noise, GaussianNoise) else 0.0
+    scale = float(noise) * count**0.5 if noise > 0 else 1.0
     return [float(n) / scale for n in torch.linalg.vector_norm(difference, dim=1)]

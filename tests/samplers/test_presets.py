@@ -1,0 +1,149 @@
+"""Methods by name: every preset runs within its budget, and what does not fit is refused with a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from invsolve.inference import CountedPrior
+from invsolve.operators import GaussianNoise, MatrixOperator, Measurement, Operator, PoissonNoise
+from invsolve.priors import GaussianPrior
+from invsolve.samplers import DAPS, DDS, DPS, MCG, DivergenceError, Sampler
+from invsolve.samplers.base import linear_operator, noise_level, report, start
+from invsolve.samplers.presets import _SETTINGS, PRESETS, SAMPLERS, choose
+
+LIMITS = {"fast": 25, "balanced": 100, "best": 1000}
+
+
+class Square(Operator):
+    """Nonlinear: the squares of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 2, 2), (1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**2
+
+
+def measurement(operator: Operator | None = None, noise: Any = None) -> Measurement:
+    if operator is None:
+        operator = MatrixOperator(torch.tensor([[0.5, 0.5, 0.5, 0.5]], dtype=torch.float64), (1, 2, 2))
+    y = torch.full((1, *operator.out_shape), 0.3, dtype=torch.float64)
+    return Measurement(y, operator, noise or GaussianNoise(0.1))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_preset_keeps_to_its_budget(name: str, preset: str) -> None:
+    prior = CountedPrior(GaussianPrior(torch.zeros(1, 2, 2, dtype=torch.float64), 0.25))
+    sampler = choose(name, preset, measurement())
+    assert type(sampler) is SAMPLERS[name]
+    x = sampler(measurement(), prior, generator=torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(x).all())
+    limit = LIMITS[preset]
+    assert 0 < prior.forward_count <= limit
+    assert prior.backward_count == (prior.forward_count if sampler.needs_gradient else 0)
+    # the settings are the preset's, the rest the sampler's own defaults
+    assert {key: sampler.settings()[key] for key in _SETTINGS[name][preset]} == _SETTINGS[name][preset]
+
+
+def test_better_presets_spend_more() -> None:
+    for name in SAMPLERS:
+        counts = [_SETTINGS[name][p]["num_steps"] * _SETTINGS[name][p].get("ode_steps", 1) for p in PRESETS]
+        assert counts == sorted(set(counts))
+
+
+def test_every_sampler_has_its_presets() -> None:
+    assert set(_SETTINGS) == set(SAMPLERS)
+    assert tuple(LIMITS) == PRESETS
+    assert {"dps": DPS, "mcg": MCG, "dds": DDS, "daps": DAPS} == SAMPLERS
+    for name, cls in SAMPLERS.items():
+        assert tuple(_SETTINGS[name]) == PRESETS
+        assert cls.name() == name
+        assert cls.paper
+        assert cls().settings().keys() == {f for f in cls.__dataclass_fields__ if f not in ("paper",)} - {
+            "needs_linear",
+            "needs_gradient",
+        }
+
+
+def test_automatic_choice() -> None:
+    assert isinstance(choose("auto", "fast", measurement()), DAPS)
+    assert isinstance(choose("auto", "fast", measurement(Square())), DPS)
+    assert choose("auto", "best", measurement()) != choose("auto", "fast", measurement())
+
+
+def test_a_sampler_object_is_taken_as_it_is() -> None:
+    sampler = DDS(num_steps=3)
+    assert choose(sampler, "fast", measurement()) is sampler
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "sentence"),
+    [
+        ("dsp", "fast", "unknown method 'dsp'; did you mean 'dps'"),
+        ("DAPS", "fast", "unknown method 'DAPS'; expected one of auto, daps, dds, dps, mcg"),
+        ("dps", "balance", "unknown preset 'balance'; did you mean 'balanced'"),
+        ("dps", "zzz", "unknown preset 'zzz'; expected one of fast, balanced, best"),
+    ],
+)
+def test_unknown_names(method: str, preset: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        choose(method, preset, measurement())
+
+
+@pytest.mark.parametrize("method", ["dds", "mcg", DDS(), MCG()])
+def test_linear_methods_refuse_a_nonlinear_operator(method: str | Sampler) -> None:
+    with pytest.raises(ValueError, match=r"(dds|mcg) needs a linear operator; for this one use .*dps"):
+        choose(method, "fast", measurement(Square()))
+
+
+def test_daps_asks_for_langevin_where_the_operator_is_not_linear() -> None:
+    prior = GaussianPrior(torch.zeros(1, 2, 2, dtype=torch.float64), 0.25)
+    with pytest.raises(ValueError, match=r"daps needs a linear operator, Square is not; .*inner='langevin'"):
+        DAPS(5)(measurement(Square()), prior)
+    x = DAPS(5, inner="langevin", inner_steps=3, sigma_max=2.0)(measurement(Square()), prior)
+    assert bool(torch.isfinite(x).all())
+
+
+def test_samplers_need_one_noise_level() -> None:
+    each = GaussianNoise(torch.tensor([0.1, 0.2]))
+    for noise in (PoissonNoise(0.1), each):
+        with pytest.raises(ValueError, match=r"dds needs Gaussian noise with one standard deviation.*invsolve\.solve"):
+            noise_level(DDS(), measurement(noise=noise))
+    assert noise_level(DDS(), measurement(noise=GaussianNoise(torch.tensor([0.25])))) == 0.25
+    assert linear_operator(DDS(), measurement()).in_shape == (1, 2, 2)
+
+
+def test_start_has_the_type_of_the_data() -> None:
+    x = start(measurement())
+    assert x.shape == (1, 1, 2, 2)
+    assert x.dtype == torch.float64
+    complex_data = Measurement(torch.zeros((3, 1, 2, 2), dtype=torch.complex64), Square(), GaussianNoise(0.1))
+    assert start(complex_data).dtype == torch.float32
+    assert len(start(complex_data)) == 3
+
+
+def test_a_diverging_run_stops_and_names_its_setting() -> None:
+    prior = GaussianPrior(torch.zeros(1, 2, 2, dtype=torch.float64), 0.25)
+    with pytest.raises(DivergenceError, match=r"not finite after step \d+ of 40 \(sigma .*\); lower step_size"):
+        DAPS(40, inner="langevin", inner_steps=200, step_size=1e6, sigma_max=2.0)(measurement(), prior)
+    assert issubclass(DivergenceError, ValueError)
+    bad = torch.full((1, 1), float("nan"))
+    assert not report(None, 3, 20, 1.0, bad, bad, "gamma")  # looked at every tenth step, and at the last
+    for step in (10, 20):
+        with pytest.raises(DivergenceError, match="lower gamma"):
+            report(None, step, 20, 1.0, bad, bad, "gamma")
+    assert report(lambda *_: True, 1, 20, 1.0, bad, bad, "gamma")
+    assert not report(lambda *_: None, 1, 20, 1.0, bad, bad, "gamma")
+
+
+def test_the_base_class_draws_nothing() -> None:
+    prior = GaussianPrior(torch.zeros(1, 2, 2), 0.25)
+    with pytest.raises(NotImplementedError, match="Sampler must write __call__"):
+        Sampler()(measurement(), prior)
+    with pytest.raises(AttributeError):
+        DDS().num_steps = 3  # type: ignore[misc]

@@ -43,8 +43,8 @@ class SolveInfo:
         seed: as given.
         noise_std: noise standard deviation in the units of y (of a Gaussian approximation for other noise; its mean
             if it varies).
-        residual: || A x - y || / (noise_std sqrt(m)) of each sample, [sample][image]; near 1 where the samples explain the
-            data, with real and imaginary parts counted apart. Norms alone where the noise is 0.
+        residual: || A x - y || / (noise_std sqrt(m)) of each sample, [sample][image]; near 1 where the samples explain
+            the data, with real and imaginary parts counted apart. Norms alone where the noise is 0.
         prior: class of the prior, or the name or path it was loaded from.
         device: where it ran.
         dtype: arithmetic of the network as asked for.
@@ -106,7 +106,7 @@ class CountedPrior(Prior):
         self.forward_count += len(x)
         denoised = self.prior.denoise(x, sigma).to(x.dtype)
         if denoised.requires_grad:
-            denoised.register_hook(self._count_backward)
+            denoised.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return denoised
 
     def _count_backward(self, gradient: Tensor) -> None:
@@ -143,7 +143,9 @@ def solve(
         noise: another noise model; give this or `noise_std`.
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
-        method: "auto", a sampler's name ("dps", "mcg", "dds", "daps"), or a sampler object with its own settings.
+        method: "auto", a sampler's name ("dps", "mcg", "dds", "daps", "diffpir"), or a sampler object with its own
+            settings. "auto" gives a point estimate for `num_samples=1` and scattering samples for more; see
+            `invsolve.samplers.presets.choose`.
         preset: "fast", "balanced" or "best"; how many evaluations a method given by name may spend.
         num_samples: posterior samples per image.
         seed: image b uses seed + b, or the b-th of a sequence. Sample k of an image depends on the image's seed and k
@@ -154,7 +156,8 @@ def solve(
         data_range: (low, high), what black and white are in x: (0, 1) for photographs.
         prediction: what a bare network returns; see `invsolve.priors.wrap`.
         schedule: noise schedule of a bare network.
-        tile: pixels; larger images are denoised in overlapping tiles inside the sampler. "auto" decides, None never does.
+        tile: pixels; larger images are denoised in overlapping tiles inside the sampler. "auto" decides, None never
+            does.
         batch_size: images per network call; all of an image batch, one sample at a time, if None.
         callback: called as callback(step, total, sigma, x, denoised) after every step, in model units, with steps
             counted over all samples; a true return value stops the current sample early.
@@ -194,7 +197,7 @@ def solve(
     measurement = Measurement(operator.restrict(data.to(target)), operator, likelihood)
     measurement, noise_level = _gaussian(measurement)
     units = ModelUnits.between(data_range, network.data_range, measurement)
-    sampler = choose(method, preset, units.measurement)
+    sampler = choose(method, preset, units.measurement, num_samples)
 
     chunk = len(data) if batch_size is None else batch_size
     if chunk < 1:
@@ -296,7 +299,8 @@ def _as_prior(
         return prior
     if prediction is None or schedule is None:
         raise ValueError(
-            "a bare network needs prediction= (epsilon, x0, v, score, velocity or edm) and schedule= (vp, ve, edm, flow, ...)."
+            "a bare network needs prediction= (epsilon, x0, v, score, velocity or edm) "
+            "and schedule= (vp, ve, edm, flow, ...)."
         )
     return wrap(prior, prediction=prediction, schedule=schedule)
 

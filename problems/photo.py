@@ -6,7 +6,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from invsolve.operators.resize import Downsample, Filter
 Shape = tuple[int, ...]
 
 SCALES = (2, 3, 4, 8)
-BOUNDARIES: tuple[Boundary, ...] = ("reflect", "replicate", "circular", "zero")
+BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 
 
 class PhotoTask(ABC):
@@ -47,6 +47,10 @@ class PhotoTask(ABC):
         """Largest top-left part of a clean image that the operator takes; for simulating the damage."""
         return tuple(image_shape)
 
+    def frame(self, image_shape: Sequence[int]) -> tuple[slice, slice]:
+        """Rows and columns of the image that the photograph shows; all of them, unless it depends on more."""
+        return slice(0, image_shape[-2]), slice(0, image_shape[-1])
+
 
 @dataclass(frozen=True)
 class Denoise(PhotoTask):
@@ -66,7 +70,8 @@ class Deblur(PhotoTask):
     Args:
         kernel: point spread function (h, w); it is scaled to sum 1.
         boundary: what the blur sees beyond the frame, one of `BOUNDARIES`. "circular" is solved in closed form, but
-            wraps the picture around; the others are solved by conjugate gradients.
+            wraps the picture around; the others are solved by conjugate gradients. "valid" assumes nothing: the image
+            reaches beyond the frame by the width of the kernel, which describes real photographs best.
 
     Raises:
         ValueError: an unusable kernel, see `invsolve.operators.kernels.check_kernel`, or an unknown boundary.
@@ -91,6 +96,21 @@ class Deblur(PhotoTask):
                 f"{image_shape[-2]}); crop the kernel or check that it belongs to this image."
             )
         return Blur(self.kernel, image_shape, boundary=self.boundary)
+
+    def image_shape(self, photo_shape: Sequence[int]) -> Shape:
+        if self.boundary != "valid":
+            return super().image_shape(photo_shape)
+        channels, height, width = photo_shape
+        return (channels, height + self.kernel.shape[0] - 1, width + self.kernel.shape[1] - 1)
+
+    def frame(self, image_shape: Sequence[int]) -> tuple[slice, slice]:
+        if self.boundary != "valid":
+            return super().frame(image_shape)
+        rows, columns = (
+            slice(size - 1 - size // 2, side - size // 2)
+            for size, side in zip(self.kernel.shape, image_shape[-2:], strict=True)
+        )
+        return rows, columns
 
 
 @dataclass(frozen=True, eq=False)

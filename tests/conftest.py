@@ -1,4 +1,4 @@
-"""Rules for every test: torch's globals stay as they were, and tests of the GPU need one."""
+"""Rules for every test: one thread, torch's globals stay as they were, and tests of the GPU need one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ import torch
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch sees none")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """One thread here and in the processes that tests start: on tiny images more only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        yield
+    torch.set_num_threads(before)
 
 
 def torch_globals() -> dict[str, object]:

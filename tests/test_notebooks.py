@@ -45,7 +45,6 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
                 patch.setenv(name, str(folder / name.lower()))
             patch.delenv("MPLBACKEND", raising=False)
-            patch.setenv("OMP_NUM_THREADS", "1")  # the images are small: more threads only wait for each other
             client = NotebookClient(
                 notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
             )

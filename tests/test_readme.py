@@ -6,26 +6,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-WIDE = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The images here are tiny: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_python_examples_run(
@@ -78,10 +66,11 @@ def test_commands_exist() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines() if line.startswith("invsolve ")]
     assert lines
+    wide = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
     for line in lines:
         words = line.split()
         done = subprocess.run(
-            [sys.executable, "-m", "invsolve", words[1], "--help"], capture_output=True, text=True, env=WIDE, check=True
+            [sys.executable, "-m", "invsolve", words[1], "--help"], capture_output=True, text=True, env=wide, check=True
         )
         for option in (word for word in words if word.startswith("--")):
             assert re.search(rf"(?<!\S){option}(?!\S)", done.stdout), f"invsolve {words[1]} has no {option}"

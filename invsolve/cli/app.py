@@ -56,7 +56,7 @@ def demo(
     method: Annotated[str, typer.Option(help="Sampler; see `invsolve list samplers`.")] = "auto",
     preset: Annotated[str, typer.Option(help="fast, balanced or best.")] = "fast",
     prior: Annotated[str, typer.Option(help="Name or checkpoint file.")] = "natural",
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
 ) -> None:

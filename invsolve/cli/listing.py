@@ -28,9 +28,9 @@ def run(what: str) -> int:
     table = Table(*header, title=f"{what} ({len(rows)})", title_justify="left")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False, soft_wrap=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
+        console.width = 200
     console.print(table)
     return 0
 

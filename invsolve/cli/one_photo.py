@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ from torch import Tensor
 from invsolve.cli.errors import UserError
 from invsolve.cli.noise import estimate_noise, parse_noise, rounding_noise
 from invsolve.cli.options import RestoreOptions
-from invsolve.cli.photo import Floats, Photo
+from invsolve.cli.photo import Floats, Photo, check_size
 from invsolve.cli.progress import Reporter
 from invsolve.cli.tasks import LoadedPrior, operator_for
-from invsolve.cli.tiff import check_size
 from invsolve.inference import SolveInfo, solve
 from invsolve.operators import GaussianNoise, Grayscale
 from invsolve.problems.photo import Colorize, Inpaint, PhotoTask, SuperResolve
@@ -61,18 +59,17 @@ def restore_photo(
         UserError: the task, the prior or the options do not fit this photograph.
     """
     photo = _prepare(photo, task, options, shown, reporter)
-    alpha = photo.alpha
     if options.degrade:
         image_shape = _fit(lambda: task.usable_shape(_chw(photo.pixels)), shown)
         if image_shape != _chw(photo.pixels):
             reporter.say(f"cut from {photo.size} to {image_shape[2]} x {image_shape[1]} pixels to fit --scale")
             cut = (slice(image_shape[1]), slice(image_shape[2]))
-            photo = replace(photo, pixels=photo.pixels[cut], alpha=None if alpha is None else alpha[cut])
-            alpha = photo.alpha
+            photo = replace(photo, pixels=photo.pixels[cut], alpha=None if photo.alpha is None else photo.alpha[cut])
     else:
         image_shape = task.image_shape(_chw(photo.pixels))
-        check_size_of_result(shown, image_shape, options)
+        check_size(f"the result for {shown}", image_shape[2], image_shape[1], options.max_pixels)
     operator, in_colour = operator_for(task, image_shape, prior, shown)
+    frame = task.frame(image_shape)
 
     clean = _to_tensor(photo.pixels) if options.degrade else None
     if clean is not None:
@@ -93,6 +90,7 @@ def restore_photo(
         reporter.say(message)
     if in_colour:
         samples = torch.stack([Grayscale((3, *image_shape[1:]))(sample) for sample in samples])
+    samples = samples[..., *frame]
     if not torch.isfinite(samples).all():
         raise UserError(f"{shown}: the result is not finite; try another --method, or --dtype float32.")
     images = [_to_floats(sample[0]) for sample in samples]
@@ -100,13 +98,15 @@ def restore_photo(
     spread = _to_floats(samples.std(0)[0]) if len(images) > 1 else np.zeros_like(mean)
     record, summary = _record(info, noise_std, prior)
     if clean is not None:
+        clean = clean[..., *frame]
         before, after = psnr(_comparable(y, clean), clean), psnr(_to_tensor(mean), clean)
         record["psnr_before"], record["psnr_after"] = round(before, 3), round(after, 3)
         summary = f"PSNR {before:.2f} dB before, {after:.2f} dB after; {summary}"
-    if alpha is not None and not options.degrade and isinstance(task, SuperResolve):
+    alpha = photo.alpha
+    if alpha is not None and options.degrade:
+        alpha = alpha[frame]
+    elif alpha is not None and isinstance(task, SuperResolve):
         alpha = _enlarge_alpha(alpha, task.scale)
-    if mean.shape[-1] == 3 and photo.repeat_grey:
-        photo = replace(photo, repeat_grey=False)
     return Restored(photo, images, mean, spread, alpha, _to_floats(y[0]) if options.degrade else None, record, summary)
 
 
@@ -121,11 +121,6 @@ def _prepare(photo: Photo, task: PhotoTask, options: RestoreOptions, shown: str,
         reporter.say("has colours, which are ignored")
         return replace(photo, pixels=_to_floats(Grayscale(_chw(photo.pixels))(_to_tensor(photo.pixels))[0]))
     return photo
-
-
-def check_size_of_result(shown: str, image_shape: tuple[int, ...], options: RestoreOptions) -> None:
-    """Raise UserError if enlarging makes more pixels than --max-megapixels."""
-    check_size(Path(f"the result for {shown}"), image_shape[2], image_shape[1], options.max_pixels)
 
 
 def _noise_level(photo: Photo, task: PhotoTask, options: RestoreOptions, reporter: Reporter) -> float:

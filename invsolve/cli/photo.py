@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from invsolve.cli.errors import UserError
+
 Floats = NDArray[np.float32]
 Depth = Literal["uint8", "uint16", "float32"]
 
@@ -22,7 +24,6 @@ class Photo:
         pixels: (H, W, C) float32, C = 1 (grey) or 3 (colour); black is 0, white is 1, upright.
         alpha: (H, W) opacity on [0, 1], or None.
         depth: how the file stores numbers.
-        format: "PNG", "JPEG", "TIFF", ...
         icc: colour profile.
         exif: EXIF block in TIFF form, with the orientation reset to upright.
         repeat_grey: the file stores three equal channels, and so shall the output.
@@ -33,7 +34,6 @@ class Photo:
     pixels: Floats
     alpha: Floats | None = None
     depth: Depth = "uint8"
-    format: str = "PNG"
     icc: bytes | None = None
     exif: bytes | None = None
     repeat_grey: bool = False
@@ -44,6 +44,15 @@ class Photo:
     def size(self) -> str:
         """Width x height, as people say it."""
         return f"{self.pixels.shape[1]} x {self.pixels.shape[0]}"
+
+
+def check_size(shown: str, width: int, height: int, max_pixels: int) -> None:
+    """Raise UserError for a picture of more than `max_pixels`."""
+    if width * height > max_pixels:
+        raise UserError(
+            f"{shown} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels, more than the limit of "
+            f"{max_pixels / 1e6:g}; cut it into parts or raise --max-megapixels if there is memory for it."
+        )
 
 
 def to_floats(values: NDArray[np.generic], depth: Depth) -> Floats:

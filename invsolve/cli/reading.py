@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from invsolve.cli import png16, tiff
 from invsolve.cli.errors import UserError, explain_os_error, show_path
-from invsolve.cli.photo import Depth, Photo, to_floats, upright
+from invsolve.cli.photo import Depth, Photo, check_size, to_floats, upright
 
 MAX_PIXELS = 100_000_000
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
@@ -35,13 +35,11 @@ def read_photo(path: Path, *, white: float = 1.0, max_pixels: int = MAX_PIXELS) 
     Raises:
         UserError: not a readable photograph, too large, or with NaN in it.
     """
-    shown = Path(show_path(path))
+    shown = show_path(path)
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{shown} is empty (0 bytes).")
-        with _quiet_decoders(), Image.open(path) as image:
-            tiff.check_size(shown, *image.size, max_pixels)
-            return _checked(_read(path, image, white, max_pixels), shown, white)
+        return _checked(_decoded(path, white, max_pixels), shown)
     except UserError:
         raise
     except FileNotFoundError:
@@ -50,15 +48,23 @@ def read_photo(path: Path, *, white: float = 1.0, max_pixels: int = MAX_PIXELS) 
         raise UserError(f"{shown} is a folder, expected an image.") from None
     except PermissionError as error:
         raise explain_os_error(error, f"reading {shown}") from error
-    except UnidentifiedImageError:
-        photo = _read_by_tifffile(path, white, max_pixels)
-        if photo is None:
-            raise UserError(f"{shown} is not an image that can be read (PNG, JPEG, TIFF, WebP, BMP).") from None
-        return _checked(photo, shown, white)
     except MemoryError:
         raise UserError(f"{shown} does not fit into memory; cut it into parts.") from None
     except Exception as error:  # decoders raise anything on damaged files: SyntaxError, struct.error, zlib.error, ...
         raise UserError(f"{shown} is damaged or not an image ({_first_line(error)}).") from error
+
+
+def _decoded(path: Path, white: float, max_pixels: int) -> Photo:
+    shown = show_path(path)
+    try:
+        with _quiet_decoders(), Image.open(path) as image:
+            check_size(shown, *image.size, max_pixels)
+            return _read(path, image, white, max_pixels)
+    except UnidentifiedImageError:
+        photo = _read_by_tifffile(path, white, max_pixels)
+        if photo is None:
+            raise UserError(f"{shown} is not an image that can be read (PNG, JPEG, TIFF, WebP, BMP).") from None
+        return photo
 
 
 @contextmanager
@@ -75,7 +81,6 @@ def _quiet_decoders() -> Iterator[None]:
 
 
 def _read(path: Path, image: Image.Image, white: float, max_pixels: int) -> Photo:
-    name = image.format or "PNG"
     notes: tuple[str, ...] = ()
     values: NDArray[Any]
     deep = _deep(path, image, max_pixels)
@@ -86,11 +91,11 @@ def _read(path: Path, image: Image.Image, white: float, max_pixels: int) -> Phot
         if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
             notes += (f"converted from {image.mode} to RGB",)
         values, has_alpha = _plain(image)
-    if pages > 1 and name != "MPO":
+    if pages > 1 and image.format != "MPO":
         notes += (f"has {pages} frames or pages, only the first is restored",)
     # Only now: Pillow turns TIFFs upright by itself while it decodes them, and resets their orientation.
     exif, orientation, exif_notes = _exif(image)
-    photo = _assemble(upright(values, orientation), has_alpha, name, white)
+    photo = _assemble(upright(values, orientation), has_alpha, white)
     return replace(photo, icc=image.info.get("icc_profile"), exif=exif, notes=notes + exif_notes)
 
 
@@ -141,7 +146,7 @@ def _plain(image: Image.Image) -> tuple[NDArray[Any], bool]:
     return np.array(image.convert("RGB")), False
 
 
-def _assemble(values: NDArray[Any], has_alpha: bool, name: str, white: float) -> Photo:
+def _assemble(values: NDArray[Any], has_alpha: bool, white: float) -> Photo:
     depths: dict[str, Depth] = {"uint8": "uint8", "uint16": "uint16"}
     depth = depths.get(str(values.dtype), "float32")
     floats = to_floats(values, depth)
@@ -152,7 +157,7 @@ def _assemble(values: NDArray[Any], has_alpha: bool, name: str, white: float) ->
     repeated = pixels.shape[-1] == 3 and bool((pixels == pixels[..., :1]).all())
     if repeated:
         pixels = np.ascontiguousarray(pixels[..., :1])
-    return Photo(pixels, alpha, depth, name, repeat_grey=repeated, white=white if depth == "float32" else 1.0)
+    return Photo(pixels, alpha, depth, repeat_grey=repeated, white=white if depth == "float32" else 1.0)
 
 
 def _read_by_tifffile(path: Path, white: float, max_pixels: int) -> Photo | None:
@@ -160,12 +165,7 @@ def _read_by_tifffile(path: Path, white: float, max_pixels: int) -> Photo | None
     with path.open("rb") as file:
         if file.read(4)[:2] not in (b"II", b"MM"):
             return None
-    try:
-        deep = tiff.read_deep(path, max_pixels)
-    except UserError:
-        raise
-    except Exception as error:  # as above
-        raise UserError(f"{show_path(path)} is damaged or not an image ({_first_line(error)}).") from error
+    deep = tiff.read_deep(path, max_pixels)
     if deep is None:
         return None
     values, has_alpha, pages = deep
@@ -181,7 +181,7 @@ def _read_by_tifffile(path: Path, white: float, max_pixels: int) -> Photo | None
             if isinstance(text, str):
                 exif[code] = text
     notes = (f"has {pages} pages, only the first is restored",) if pages > 1 else ()
-    photo = _assemble(upright(values, orientation), has_alpha, "TIFF", white)
+    photo = _assemble(upright(values, orientation), has_alpha, white)
     return replace(photo, icc=icc, exif=_bare(exif) if len(exif) else None, notes=notes)
 
 
@@ -210,11 +210,12 @@ def _bare(exif: Image.Exif) -> bytes:
     return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
-def _checked(photo: Photo, shown: Path, white: float) -> Photo:
+def _checked(photo: Photo, shown: str) -> Photo:
     for values in (photo.pixels, photo.alpha):
         if values is not None and not np.isfinite(values).all():
             raise UserError(f"{shown} holds NaN or Inf in {int((~np.isfinite(values)).sum())} places; repair it first.")
     if photo.depth == "float32":
+        white = photo.white
         low, high = float(photo.pixels.min()) * white, float(photo.pixels.max()) * white
         if low < -white or high > 2 * white:
             raise UserError(

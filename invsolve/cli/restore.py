@@ -19,6 +19,7 @@ from invsolve.cli.reading import read_photo
 from invsolve.cli.spread import spread_map
 from invsolve.cli.tasks import LoadedPrior, TaskSource, check_names
 from invsolve.cli.writing import Transaction, check_writable, write_photo
+from invsolve.priors.registry import SHIPPED
 
 
 @dataclass
@@ -93,8 +94,6 @@ def _one(job: Job, options: RestoreOptions, tasks: TaskSource, prior: LoadedPrio
     shown = show_path(job.source)
     if not job.source.exists():
         raise UserError(f"{shown} does not exist.")
-    if job.source.is_file() and job.source.stat().st_size == 0:
-        raise UserError(f"{shown} is empty (0 bytes).")
     settings = _settings(job, options, tasks, prior)
     settings_digest, input_digest = sidecar.settings_hash(settings), sidecar.file_hash(job.source)
     outputs = job.outputs(options.samples, options.degrade)
@@ -135,7 +134,7 @@ def _settings(job: Job, options: RestoreOptions, tasks: TaskSource, prior: Loade
         "preset": options.preset,
         "samples": options.samples,
         "seed": options.seed,
-        "prior": prior.name if prior.name == options.prior and os.sep not in prior.name else "file",
+        "prior": prior.name if prior.name in SHIPPED else "file",
         "prior_sha256": prior.sha256,
         "dtype": options.dtype,
         "tile": options.tile,
@@ -152,7 +151,7 @@ def _write(job: Job, options: RestoreOptions, restored: Restored, record: dict[s
     with Transaction() as files:
         write_photo(files.path(finals[0]), restored.mean, like, job.kind, final=finals[0], alpha=restored.alpha)
         if options.samples > 1:
-            for sample, final in zip(restored.samples, finals[1:], strict=False):
+            for sample, final in zip(restored.samples, finals[1 : 1 + options.samples], strict=True):
                 write_photo(files.path(final), sample, like, job.kind, final=final, alpha=restored.alpha)
             final = finals[1 + options.samples]
             picture, top = spread_map(restored.spread)

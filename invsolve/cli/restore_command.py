@@ -55,7 +55,8 @@ def restore(
         str,
         typer.Option(
             rich_help_panel=TASK,
-            help="deblur: what lies beyond the frame: reflect, replicate, zero, or circular (fast, wraps around).",
+            help="deblur: what lies beyond the frame: reflect, replicate, zero, circular (fast, wraps around), "
+            "or valid (assumes nothing, solves for what lies there; with --degrade a border is lost).",
         ),
     ] = "reflect",
     mask: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from invsolve.cli.options import DEVICES, RestoreOptions
 from invsolve.cli.reading import read_kernel, read_mask
 from invsolve.operators import LinearOperator
 from invsolve.operators.kernels import gaussian_kernel, motion_kernel
-from invsolve.operators.resize import Filter
 from invsolve.priors.base import Prior
 from invsolve.priors.registry import SHIPPED, load_prior
 from invsolve.problems.photo import (
@@ -132,8 +131,8 @@ def _fixed_task(options: RestoreOptions) -> tuple[PhotoTask | None, dict[str, An
         boundary = BOUNDARIES[BOUNDARIES.index(options.boundary)]
         return Deblur(kernel, boundary), {"task": name, **said, "boundary": boundary}
     if name == "sr":
-        filter_name: Filter = get_args(Filter)[0]
-        return SuperResolve(options.scale, filter_name), {"task": name, "scale": options.scale, "filter": filter_name}
+        task = SuperResolve(options.scale)
+        return task, {"task": name, "scale": task.scale, "filter": task.filter}
     if name == "inpaint":
         return None, {"task": name, "mask_hole": options.mask_hole}
     return (Colorize() if name == "colorize" else Denoise()), {"task": name}

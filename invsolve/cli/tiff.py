@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from invsolve.cli import png16
-from invsolve.cli.errors import UserError
+from invsolve.cli.errors import UserError, show_path
+from invsolve.cli.photo import check_size
 
 EXIF_TEXT_TAGS = {
     270: "ImageDescription",
@@ -44,7 +45,7 @@ def read_deep(path: Path, max_pixels: int) -> tuple[NDArray[np.generic], bool, i
         photometric, samples = int(page.photometric), int(page.samplesperpixel)
         if page.dtype is None or page.dtype == np.uint8 or page.bitspersample < 8 or photometric not in (0, 1, 2):
             return None
-        check_size(path, page.imagewidth, page.imagelength, max_pixels)
+        check_size(show_path(path), page.imagewidth, page.imagelength, max_pixels)
         if page.dtype.kind not in "uf" or (page.dtype.kind == "u" and page.dtype != np.uint16):
             raise UserError(f"{path} stores {page.dtype} numbers; expected uint8, uint16 or floating point.")
         extra = [int(kind) for kind in page.extrasamples]
@@ -68,15 +69,6 @@ def read_deep(path: Path, max_pixels: int) -> tuple[NDArray[np.generic], bool, i
         if extra == [1]:  # associated alpha: colours are stored multiplied by it
             values = _unmultiply(values)
         return values, bool(extra), len(file.pages)
-
-
-def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raise UserError for a picture of more than `max_pixels`."""
-    if width * height > max_pixels:
-        raise UserError(
-            f"{path} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels, more than the limit of "
-            f"{max_pixels / 1e6:g}; cut it into parts or raise --max-megapixels if there is memory for it."
-        )
 
 
 def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:

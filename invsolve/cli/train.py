@@ -90,14 +90,14 @@ def run(options: TrainOptions) -> int:
     device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     state = options.out.with_name(options.out.name + ".state")
     with Reporter(options.quiet) as reporter:
-        if state.exists() and not options.fresh:
-            reporter.line(f"going on from {show_path(state)} (--fresh starts over)")
-        reporter.start("training")
 
         def report(step: int, steps: int, loss: float, rate: float) -> None:
             reporter.step(step, steps, f"loss {loss:.4f}, {rate:.0f} images/s")
 
         try:
+            if state.exists() and not options.fresh:
+                reporter.line(f"going on from {show_path(state)} (--fresh starts over)")
+            reporter.start("training")
             prior = train_prior(
                 options.data,
                 options.out,
@@ -112,7 +112,7 @@ def run(options: TrainOptions) -> int:
         except OSError as error:
             raise explain_os_error(error, f"writing {show_path(options.out)}") from error
         except KeyboardInterrupt:
-            reporter.line(_how_to_resume(state))
+            reporter.line(_how_to_resume(state, options.fresh))
             raise
     if not options.quiet:
         print(f"wrote {show_path(options.out)}; use it with --prior {show_path(options.out)}")
@@ -121,10 +121,11 @@ def run(options: TrainOptions) -> int:
     return 0
 
 
-def _how_to_resume(state: Path) -> str:
-    if state.exists():
-        return f"stopped; the state is in {show_path(state)}, and the same command goes on from it."
-    return "stopped before the first checkpoint; nothing was saved (--checkpoint-every sets how often)."
+def _how_to_resume(state: Path, fresh: bool) -> str:
+    if not state.exists():
+        return "stopped before the first step; there was nothing to save."
+    command = "the same command without --fresh" if fresh else "the same command"
+    return f"stopped; the state is in {show_path(state)}, and {command} goes on from it."
 
 
 def _print_table(prior: UNetPrior, folder: Path) -> None:

@@ -67,7 +67,7 @@ class EDMSchedule(Schedule):
 
 @dataclass(frozen=True)
 class VESchedule(Schedule):
-    """Variance exploding of Song et al. 2021 (arXiv 2011.13456): sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1]."""
+    """Variance exploding (Song et al. 2021, arXiv 2011.13456): sigma_min (sigma_max/sigma_min)^t for t in [0, 1]."""
 
     sigma_min: float = 0.01
     sigma_max: float = 378.0
@@ -133,7 +133,7 @@ class DiscreteVPSchedule(_VariancePreserving):
 
     @classmethod
     def cosine(cls, steps: int = 1000, offset: float = 0.008, round_time: bool = False) -> DiscreteVPSchedule:
-        """Squared-cosine cumulative alphas (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17), betas at most 0.999."""
+        """Squared-cosine cumulative alphas (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17), betas up to 0.999."""
         grid = torch.arange(steps + 1, dtype=torch.float64) / steps
         cumulative = torch.cos((grid + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls((1 - cumulative[1:] / cumulative[:-1]).clamp(max=0.999), round_time)

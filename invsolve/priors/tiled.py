@@ -49,7 +49,7 @@ class TiledPrior(Prior):
         return [(start, min(start + self.tile, size)) for start in starts]
 
     def _window(self, start: int, stop: int, size: int, like: Tensor) -> Tensor:
-        """Blending weights: 0 over the outer quarter of the overlap, then a ramp, then 1; 1 at the image's own edges."""
+        """Blending weights: 0 over the outer quarter of the overlap, then a ramp, then 1; 1 at the image's edges."""
         length = stop - start
         position = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
         ramp = torch.ones_like(position)

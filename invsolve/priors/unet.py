@@ -6,7 +6,9 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,18 +64,21 @@ class ResidualBlock(nn.Module):
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * width)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.conv_in(F.silu(x))
         scale, shift = self.modulation(embedding).to(hidden.dtype)[:, :, None, None].chunk(2, dim=1)
         hidden = F.silu(torch.addcmul(shift, hidden, 1 + scale))
-        return x + self.conv_out(hidden)
+        change: Tensor = self.conv_out(hidden)
+        return x + change
 
 
 class UNet(nn.Module):
     """Additive-skip U-Net F(x, c_noise) of EDM (arXiv 2206.00364, section 5); sides must be multiples of `stride`."""
+
+    frequencies: Tensor
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -88,12 +93,12 @@ class UNet(nn.Module):
 
         self.encoder = nn.ModuleList(level(w, n) for w, n in zip(widths, config.blocks, strict=True))
         self.decoder = nn.ModuleList(level(w, n) for w, n in zip(widths, config.blocks, strict=True))
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.tail = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x: (B, C, H, W); c_noise: (B,), log(sigma) / 4. Returns (B, C, H, W)."""
@@ -112,7 +117,8 @@ class UNet(nn.Module):
                 x = self.up[index](x) + skips[index]
             for block in self.decoder[index]:  # type: ignore[attr-defined]
                 x = block(x, embedding)
-        return self.tail(x)
+        output: Tensor = self.tail(x)
+        return output
 
 
 class UNetPrior(Prior):
@@ -130,7 +136,7 @@ class UNetPrior(Prior):
         self.config = config
         self.dtype = dtype
         self.network = UNet(config)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         level = expand_sigma(sigma, x)
@@ -148,7 +154,7 @@ class UNetPrior(Prior):
         inputs = (c_in * x).to(torch.float32).contiguous(memory_format=torch.channels_last)
         dtype = self.dtype or fast_dtype(x.device)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            output = self.network(inputs, (sigma.flatten().log() / 4).to(torch.float32))
+            output: Tensor = self.network(inputs, (sigma.flatten().log() / 4).to(torch.float32))
         return c_skip * x + c_out * output.to(x.dtype)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = True, notes: dict[str, str] | None = None) -> None:
@@ -196,7 +202,8 @@ class UNetPrior(Prior):
             )
         try:
             stored = json.loads(metadata["config"])
-            config = UNetConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
+            fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+            config = UNetConfig(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: the stored configuration is not one this version knows ({error}).") from error
         with torch.random.fork_rng(devices=[]):  # initial weights draw from the global generator
@@ -212,6 +219,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes it natively, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     return torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -20,16 +21,17 @@ from invsolve.samplers.steps import integrate
 
 @dataclass(frozen=True)
 class DAPS(Sampler):
-    """DAPS (Zhang et al., CVPR 2025, arXiv 2407.01521, Algorithm 1).
+    """Redraws the clean image given the data at every noise level; for faithful posterior samples, with any operator.
 
-    At each level sigma: (1) the probability-flow ODE turns the state into a clean estimate x0_hat; (2) a draw v from
-    N(v; x0_hat, r^2 I) p(y | v); (3) v is noised to the next level. Consecutive states are coupled through v alone, so
-    a mistake at one level can be undone at the next.
+    DAPS: Zhang et al., CVPR 2025, arXiv 2407.01521, Algorithm 1. At each level sigma: (1) the probability-flow ODE
+    turns the state into a clean estimate x0_hat; (2) a draw v from N(v; x0_hat, r^2 I) p(y | v); (3) v is noised to
+    the next level. Consecutive states are coupled through v alone, so a mistake at one level can be undone at the
+    next.
 
-    Step 2 is exact for linear operators (`inner="exact"`: one perturbed right-hand side and one solve), and otherwise the
-    authors' Langevin dynamics or their unadjusted "hmc". Differences from the released code: the likelihood has the
-    measurement's own noise level unless `tau` says otherwise (the code sets 0.01 everywhere, and its current version
-    means tau/sqrt(2) by it), and the ODE ends at 0 with a last denoising (`ode_end`), as in its first version.
+    Step 2 is exact for linear operators (`inner="exact"`: one perturbed right-hand side and one solve), and otherwise
+    the authors' Langevin dynamics or their unadjusted "hmc". Differences from the released code: the likelihood has
+    the measurement's own noise level unless `tau` says otherwise (the code sets 0.01 everywhere, and its current
+    version means tau/sqrt(2) by it), and the ODE ends at 0 with a last denoising (`ode_end`), as in its first version.
 
     With r = sigma (the paper) the draws are too wide where x0_hat already has the prior's spread. `prior_std` = c uses
     r = sigma c / sqrt(sigma^2 + c^2), which with `ode_steps=1` is exact for a white prior of standard deviation c.
@@ -44,7 +46,8 @@ class DAPS(Sampler):
         sigma_min: smallest level but 0; see `grid`.
         ode_sigma_min: smallest level of the inner ODE but 0.
         ode_end: go on from `ode_sigma_min` to 0.
-        grid: "closed" ends the levels at sigma_min and then 0; "open" stops one short of sigma_min, as the current code.
+        grid: "closed" ends the levels at sigma_min and then 0; "open" stops one short of sigma_min, as
+            the current code.
         inner: "exact", "langevin" or "hmc".
         prior_std: see above; None for the paper's r = sigma.
         tau: noise standard deviation of the likelihood, model units; None for the measurement's.
@@ -87,7 +90,7 @@ class DAPS(Sampler):
         intervals = steps if self.grid == "open" else steps - 1
         levels = schedules.with_zero(schedules.polynomial(self.sigma_max, self.sigma_min, steps, intervals=intervals))
         x = levels[0] * standard_normal(start(measurement), generator)
-        for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for step, (sigma, sigma_next) in enumerate(pairwise(levels), start=1):
             # 1. clean estimate by the probability-flow ODE
             x0_hat = integrate(prior.denoise, x, self.ode_levels(sigma), self.ode_order)
             # 2. draw from N(v; x0_hat, r^2) p(y | v)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -19,13 +20,14 @@ from invsolve.samplers.steps import renoise
 
 @dataclass(frozen=True)
 class DDS(Sampler):
-    """DDS (Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754, Algorithm 1).
+    """Pulls each denoised image to the data by a few conjugate-gradient steps; quick, for linear operators, not exact.
 
-    Each denoised image is moved towards the data by `cg_iterations` conjugate-gradient steps, started at it, on
-    (I + gamma A^H A) x = D + gamma A^H y, or on A^H A x = A^H y where the data are noiseless; stopping early keeps the
-    iterate near the tangent space of the images. As in the authors' code the step to the next level mixes fresh noise
-    with the network's raw noise estimate without DDIM's posterior factor. Unlike it, inner products are Hermitian and per
-    sample, and the run ends when the next level is 0 instead of one evaluation later.
+    DDS: Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754, Algorithm 1. Each denoised image is moved towards the data by
+    `cg_iterations` conjugate-gradient steps, started at it, on (I + gamma A^H A) x = D + gamma A^H y, or on
+    A^H A x = A^H y where the data are noiseless; stopping early keeps the iterate near the tangent space of the
+    images. As in the authors' code the step to the next level mixes fresh noise with the network's raw noise estimate
+    without DDIM's posterior factor. Unlike it, inner products are Hermitian and per sample, and the run ends when the
+    next level is 0 instead of one evaluation later.
 
     The result is a compromise between prior and data that does not sharpen to the exact posterior: gamma weighs the
     data, and the noise level is not in the method beyond the choice of branch.
@@ -65,7 +67,7 @@ class DDS(Sampler):
         backprojection = operator.adjoint(measurement.y)
         levels = schedules.with_zero(schedules.ddim(self.num_steps))
         x = math.sqrt(1 + levels[0] ** 2) * standard_normal(start(measurement), generator)
-        for step, (sigma, tau) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for step, (sigma, tau) in enumerate(pairwise(levels), start=1):
             # 1. denoise
             denoised = prior.denoise(x, sigma)
             epsilon = (x - denoised) / sigma

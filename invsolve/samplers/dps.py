@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -20,12 +21,13 @@ from invsolve.samplers.steps import ancestral
 
 @dataclass(frozen=True)
 class DPS(Sampler):
-    """DPS (Chung et al., ICLR 2023, arXiv 2209.14687, Algorithm 1), for any differentiable operator.
+    """Steers each denoising step by the gradient of the data misfit through the network; for nonlinear operators too.
 
-    The likelihood gradient is taken at the denoised image, through the network. As in the authors' code, and unlike
-    the paper's text, the step is zeta times the gradient of the residual *norm* (the paper's zeta' / ||r|| times the
-    gradient of its square would be twice that), per sample: the authors' norm over the whole batch makes the step
-    depend on the batch size. The state lives in sigma-coordinates, where the step on the authors' VP state gains
+    DPS: Chung et al., ICLR 2023, arXiv 2209.14687, Algorithm 1; for any differentiable operator. The likelihood
+    gradient is taken at the denoised image, through the network. As in the authors' code, and unlike the paper's text,
+    the step is zeta times the gradient of the residual *norm* (the paper's zeta' / ||r|| times the gradient of its
+    square would be twice that), per sample: the authors' norm over the whole batch makes the step depend on the batch
+    size. The state lives in sigma-coordinates, where the step on the authors' VP state gains
     sqrt((1 + tau^2)(1 + sigma^2)).
 
     Cost per step: one network evaluation and one backward pass through it.
@@ -56,7 +58,7 @@ class DPS(Sampler):
     ) -> Tensor:
         levels = schedules.with_zero(schedules.ddpm(self.num_steps))
         x = math.sqrt(1 + levels[0] ** 2) * standard_normal(start(measurement), generator)
-        for step, (sigma, tau) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for step, (sigma, tau) in enumerate(pairwise(levels), start=1):
             # 1-2. denoise, and the gradient of the residual norm at the state
             denoised, gradient = residual_gradient(
                 measurement, prior, x, sigma, prior.data_range if self.clip else None

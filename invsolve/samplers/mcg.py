@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -19,13 +20,14 @@ from invsolve.samplers.steps import ancestral
 
 @dataclass(frozen=True)
 class MCG(Sampler):
-    """MCG (Chung et al., NeurIPS 2022, arXiv 2206.00941, Algorithm 1): a DPS step, then a projection on the data.
+    """A DPS step, then a projection on the data; for linear operators and (nearly) noiseless measurements.
 
-    The projection is x + A^+ (y_tau - A x) with the measurement noised to the state's level, y_tau = y + tau n. It
-    copies the noise of y into the image at every step, so use it for (nearly) noiseless measurements. Differences
-    kept from the authors' code: the gradient is of the norm, not of its square. Differences from it: one norm per
-    sample, and `noised_at="next"`, the level of the state that is written to; the code uses the current level, also
-    on the last step, which leaves noise of sigma = 0.01 on the result.
+    MCG: Chung et al., NeurIPS 2022, arXiv 2206.00941, Algorithm 1. The projection is x + A^+ (y_tau - A x) with the
+    measurement noised to the state's level, y_tau = y + tau n. It copies the noise of y into the image at every step,
+    so use it for (nearly) noiseless measurements. Differences kept from the authors' code: the gradient is of the
+    norm, not of its square. Differences from it: one norm per sample, and `noised_at="next"`, the level of the state
+    that is written to; the code uses the current level, also on the last step, which leaves noise of sigma = 0.01 on
+    the result.
 
     Cost per step: one network evaluation and one backward pass, one solve.
 
@@ -59,7 +61,7 @@ class MCG(Sampler):
         y = measurement.y
         levels = schedules.with_zero(schedules.ddpm(self.num_steps))
         x = math.sqrt(1 + levels[0] ** 2) * standard_normal(start(measurement), generator)
-        for step, (sigma, tau) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        for step, (sigma, tau) in enumerate(pairwise(levels), start=1):
             # 1. unconditional step; 2. gradient of the residual norm
             denoised, gradient = residual_gradient(
                 measurement, prior, x, sigma, prior.data_range if self.clip else None

@@ -10,18 +10,19 @@ from invsolve.operators.measurement import Measurement
 from invsolve.samplers.base import Sampler
 from invsolve.samplers.daps import DAPS
 from invsolve.samplers.dds import DDS
+from invsolve.samplers.diffpir import DiffPIR
 from invsolve.samplers.dps import DPS
 from invsolve.samplers.mcg import MCG
 
-SAMPLERS: dict[str, type[Sampler]] = {cls.name(): cls for cls in (DAPS, DDS, DPS, MCG)}
+SAMPLERS: dict[str, type[Sampler]] = {cls.name(): cls for cls in (DAPS, DDS, DiffPIR, DPS, MCG)}
 PRESETS = ("fast", "balanced", "best")
 """At most 25, 100 and 1000 network evaluations per sample."""
 
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "dps": {
-        "fast": {"num_steps": 25, "step_size": 12.0},
-        "balanced": {"num_steps": 100, "step_size": 3.0},
-        "best": {"num_steps": 1000, "step_size": 0.3},
+        "fast": {"num_steps": 25, "step_size": 15.0},
+        "balanced": {"num_steps": 100, "step_size": 6.0},
+        "best": {"num_steps": 1000, "step_size": 0.6},
     },
     "mcg": {
         "fast": {"num_steps": 25, "step_size": 40.0},
@@ -29,22 +30,32 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 1000, "step_size": 1.0},
     },
     "dds": {
-        "fast": {"num_steps": 20, "eta": 0.15},
-        "balanced": {"num_steps": 50, "eta": 0.5},
-        "best": {"num_steps": 100, "eta": 0.85},
+        "fast": {"num_steps": 20},
+        "balanced": {"num_steps": 50},
+        "best": {"num_steps": 100},
+    },
+    "diffpir": {
+        "fast": {"num_steps": 15},
+        "balanced": {"num_steps": 40},
+        "best": {"num_steps": 200},
     },
     "daps": {
-        "fast": {"num_steps": 20, "ode_steps": 1, "sigma_max": 10.0, "sigma_min": 0.02, "prior_std": 0.5},
-        "balanced": {"num_steps": 50, "ode_steps": 2, "sigma_max": 10.0, "sigma_min": 0.02, "prior_std": 0.5},
-        "best": {"num_steps": 200, "ode_steps": 5, "sigma_max": 100.0, "sigma_min": 0.02, "prior_std": 0.5},
+        "fast": {"num_steps": 25, "ode_steps": 1, "sigma_max": 3.0, "sigma_min": 0.03, "prior_std": 0.1},
+        "balanced": {"num_steps": 50, "ode_steps": 2, "sigma_max": 3.0, "sigma_min": 0.03, "prior_std": 0.1},
+        "best": {"num_steps": 200, "ode_steps": 5, "sigma_max": 100.0, "sigma_min": 0.03, "prior_std": 0.1},
     },
 }
 
 
-def choose(method: str | Sampler, preset: str, measurement: Measurement) -> Sampler:
+_POINT_ESTIMATE = {"temperature": 0.0, "sigma_max": 1.0, "lam": 0.4}
+
+
+def choose(method: str | Sampler, preset: str, measurement: Measurement, num_samples: int = 1) -> Sampler:
     """The sampler for a method name and preset, or the given sampler itself.
 
-    "auto" takes DAPS with the exact Gaussian step for every linear operator, and DPS for a nonlinear one.
+    "auto" takes DPS for a nonlinear operator. For a linear one it takes DiffPIR: at temperature 0 where one picture is
+    asked for, which then is an estimate of small squared error rather than a random draw, and at temperature 1 where
+    several are, so that they scatter.
 
     Raises:
         ValueError: unknown names (the nearest one is suggested), or a sampler that cannot serve the operator.
@@ -55,8 +66,11 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement) -> Samp
         _known("preset", preset, PRESETS)
         _known("method", method, ("auto", *SAMPLERS))
         linear = isinstance(measurement.operator, LinearOperator)
-        name = ("daps" if linear else "dps") if method == "auto" else method
-        sampler = SAMPLERS[name](**_SETTINGS[name][preset])
+        name = ("diffpir" if linear else "dps") if method == "auto" else method
+        settings = _SETTINGS[name][preset]
+        if method == "auto" and linear and num_samples == 1:
+            settings = settings | _POINT_ESTIMATE
+        sampler = SAMPLERS[name](**settings)
     if sampler.needs_linear and not isinstance(measurement.operator, LinearOperator):
         usable = ", ".join(name for name, cls in SAMPLERS.items() if not cls.needs_linear)
         raise ValueError(f"{sampler.name()} needs a linear operator; for this one use {usable}.")

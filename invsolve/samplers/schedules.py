@@ -22,7 +22,8 @@ def polynomial(sigma_max: float, sigma_min: float, count: int, power: float = 7.
         raise ValueError(f"sigma_min {sigma_min} and sigma_max {sigma_max} must satisfy 0 < sigma_min <= sigma_max.")
     position = torch.arange(count, dtype=torch.float64) / max(1, intervals or count - 1)
     first, last = sigma_max ** (1 / power), sigma_min ** (1 / power)
-    return (first + position * (last - first)) ** power
+    levels: Tensor = (first + position * (last - first)) ** power
+    return levels
 
 
 def geometric(sigma_max: float, sigma_min: float, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def integrate(denoise: Denoiser, x: Tensor, levels: Sequence[float], order: int 
     """
     if order not in (1, 2):
         raise ValueError(f"order is {order}; expected 1 (Euler) or 2 (Heun).")
-    for sigma, tau in zip(levels, levels[1:], strict=False):
+    for sigma, tau in pairwise(levels):
         d = denoise(x, sigma)
         x = euler(x, d, sigma, tau) if order == 1 else heun(denoise, x, d, sigma, tau)
     return x

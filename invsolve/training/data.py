@@ -107,7 +107,8 @@ def _scene(rng: Generator, size: int, channels: int) -> np.ndarray:
         softness = rng.choice([0.5, 0.5, 1.0, 2.0])
         cover = np.clip((radius - distance) / softness + 0.5, 0, 1)
         canvas[:, *box] += cover * (_texture(rng, r, c, channels) - canvas[:, *box])
-    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels: np.ndarray = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return pixels
 
 
 def _texture(rng: Generator, rows: np.ndarray, columns: np.ndarray, channels: int) -> np.ndarray:
@@ -149,7 +150,7 @@ class CropSource:
         crops = []
         for _ in range(size):
             pool = self.scenes if rng.random() < self.share else self.photographs
-            image = pool[rng.integers(len(pool))]
+            image = pool[int(rng.integers(len(pool)))]
             top, left = (int(rng.integers(n - self.crop + 1)) for n in image.shape[-2:])
             crop = image[:, top : top + self.crop, left : left + self.crop]
             crop = crop.rot90(int(rng.integers(4)), dims=(-2, -1))

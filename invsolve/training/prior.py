@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +88,8 @@ def train_prior(
 ) -> UNetPrior:
     """Train a denoiser on a folder of images and write it to `out` (float16 safetensors).
 
-    The resumable state lies beside it, in `<out>.state`, rewritten every `checkpoint_every` seconds and at the end;
-    a call that finds one goes on from there.
+    The resumable state lies beside it, in `<out>.state`, rewritten every `checkpoint_every` seconds, at the end, and on
+    Ctrl-C or `SystemExit`, which lose no step; a call that finds one goes on from there.
 
     Args:
         data: folder of images, see `load_images`.
@@ -94,7 +97,7 @@ def train_prior(
         settings: hyper-parameters.
         device: where to train; bfloat16 autocast is used where the device computes it natively.
         checkpoint_every: seconds between checkpoints.
-        fresh: start over although a state file is there.
+        fresh: start over although a state file is there, and replace it at once.
         report: called as report(step, steps, mean loss, images per second) every ten steps.
 
     Returns:
@@ -116,38 +119,68 @@ def train_prior(
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     first = 0
-    if state_path.exists() and not fresh:
+    if state_path.exists() and fresh:
+        _checkpoint(state_path, 0, settings, model, average, optimiser)
+    elif state_path.exists():
         first = _resume(state_path, settings, model, average, optimiser, device)
     if first >= settings.steps:  # finished before, perhaps killed between writing the state and writing `out`
         average.save(out)
 
+    def save() -> None:
+        _checkpoint(state_path, done, settings, model, average, optimiser)
+        average.save(out)
+
+    done = first
     saved = reported = time.monotonic()
     losses: list[Tensor] = []
-    for step in range(first, settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.rate(step)
-        loss = _loss(model, source.batch(settings.batch_size, settings.seed, step).to(device), settings, step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimiser.step()
-        decay = min(settings.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        losses.append(loss.detach())
+    try:
+        for step in range(first, settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate(step)
+            loss = _loss(model, source.batch(settings.batch_size, settings.seed, step).to(device), settings, step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+            decay = min(settings.ema_decay, (1 + step) / (10 + step))
+            with _signals_held(), torch.no_grad():
+                optimiser.step()
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                done = step + 1
+            losses.append(loss.detach())
 
-        now = time.monotonic()
-        if report and len(losses) == 10:
-            mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                raise ValueError(f"the loss is {mean} at step {step}; lower the learning rate.")
-            report(step + 1, settings.steps, mean, 10 * settings.batch_size / (now - reported))
-            reported, losses = now, []
-        if now - saved > checkpoint_every or step + 1 == settings.steps:
-            _checkpoint(state_path, step + 1, settings, model, average, optimiser)
-            average.save(out)
-            saved = time.monotonic()
+            now = time.monotonic()
+            if report and len(losses) == 10:
+                mean = float(torch.stack(losses).mean())
+                if not math.isfinite(mean):
+                    raise ValueError(f"the loss is {mean} at step {step}; lower the learning rate.")
+                report(done, settings.steps, mean, 10 * settings.batch_size / (now - reported))
+                reported, losses = now, []
+            if now - saved > checkpoint_every or done == settings.steps:
+                save()
+                saved = time.monotonic()
+    except (KeyboardInterrupt, SystemExit):
+        if done > first:
+            save()
+        raise
     return average
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is done, so that what it changes is never half-changed."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, frame: came.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _loss(model: UNetPrior, pixels: Tensor, settings: TrainingSettings, step: int) -> Tensor:

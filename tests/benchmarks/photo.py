@@ -1,6 +1,7 @@
 """Photographs: PSNR of the default method beside scikit-image's classical methods, overhead, time and memory.
 
-    python tests/benchmarks/photo.py DATA [--sets val set14 mcmaster] [--limit N] [--only quality overhead restore memory]
+    python tests/benchmarks/photo.py DATA [--sets val set14 mcmaster] [--limit N]
+                                          [--only quality overhead restore memory]
 
 DATA holds one folder of photographs per set. Every photograph is cut to its central 256 x 256 pixels. Noise levels are
 on [0, 1]. The classical methods' strengths are tuned on the first set, by PSNR against the truth, and kept for all.
@@ -209,8 +210,9 @@ def quality(args: argparse.Namespace) -> None:
                 seconds.append(info.seconds)
             gain = np.mean(ours) - max(classical.values())
             rivals = ", ".join(f"{rival} {value:.2f}" for rival, value in classical.items())
+            how = f"{info.method}, {info.evaluations} evaluations a sample" if info else "nothing run"
             print(
-                f"  {name:10s} invsolve {np.mean(ours):.2f} ({info.method if info else ''}, {info.evaluations if info else 0} evaluations a sample, "
+                f"  {name:10s} invsolve {np.mean(ours):.2f} ({how}, "
                 f"{np.median(seconds):.1f} s, residual {np.mean(residuals):.2f}); {rivals}; "
                 f"gain {gain:+.2f} {'reached' if gain >= task.margin else 'MISSED'}",
                 flush=True,
@@ -296,7 +298,8 @@ def main() -> None:
     parser.add_argument("--prior", default="natural")
     args = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
     for part in args.only:
         PARTS[part](args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,6 @@ def make_prior(path: Path, channels: int = 3) -> Path:
         torch.manual_seed(0)
         UNetPrior(UNetConfig(channels=channels, widths=(8, 16), blocks=(1, 1))).save(path)
     return path
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny images gain nothing from threads, and lose much where several test runs share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from invsolve.cli import png16, restore, writing
+from invsolve.cli import png16, restore, restore_command, writing
 from invsolve.cli.errors import UserError
 from invsolve.cli.options import RestoreOptions
 from invsolve.cli.reading import read_photo
+from invsolve.operators import Grayscale
 
 TASKS: dict[str, dict[str, Any]] = {
     "denoise": {},
@@ -122,6 +124,50 @@ def test_a_solver_that_returns_its_input_changes_no_pixel(
     assert restore.run(replace(options, inputs=("a.png", "b.png"))) == 0
     np.testing.assert_array_equal(png16.read(Path("restored/a.png"), 3), values)
     np.testing.assert_array_equal(np.array(look("restored/b.png")), np.array(look("b.png")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+@pytest.mark.parametrize("degrade", [False, True])
+def test_valid_boundary_solves_beyond_the_frame_and_cuts_back(
+    options: RestoreOptions, picture: Any, monkeypatch: pytest.MonkeyPatch, mode: str, degrade: bool
+) -> None:
+    """A kernel of one bright centre measures the frame alone, and the adjoint puts it back where it was."""
+    from invsolve.cli import one_photo
+    from invsolve.inference import Posterior, SolveInfo
+
+    def adjoint(y: torch.Tensor, operator: Any, **rest: Any) -> Posterior:
+        assert operator.in_shape[1:] == ((11, 13) if degrade else (13, 16))
+        info = SolveInfo("adjoint", {}, 0, 0, 0.0, 0, 0.1, [[1.0]], "", "cpu", "auto", "0")
+        return Posterior(operator.adjoint(y)[None] / gram, info)
+
+    gram = Grayscale((3, 1, 1)).row_gram if mode == "L" else 1.0  # grey photographs are solved in colour
+    monkeypatch.setattr(one_photo, "solve", adjoint)
+    kernel = np.zeros((3, 4))
+    kernel[1, 2] = 1
+    np.save("k.npy", kernel)
+    pixels = np.array(Image.open(picture("a.png", mode, 13, 11)))
+    settings = replace(options, task="deblur", kernel=Path("k.npy"), boundary="valid", noise_std="0", degrade=degrade)
+    assert restore.run(settings) == 0
+    frame = pixels[1:-1, 1:-2] if degrade else pixels
+    for name in ("a", "a_degraded") if degrade else ("a",):
+        difference = np.array(look(f"restored/{name}.png")).astype(int) - frame
+        assert abs(difference).max() == 0
+    if degrade:
+        assert record("restored/a.png.json")["psnr_after"] > 45
+
+
+def test_valid_boundary_with_a_real_sampler(options: RestoreOptions, picture: Any) -> None:
+    picture("a.png", "LA", 13, 11)
+    assert restore.run(replace(options, task="deblur", blur_sigma=1.0, boundary="valid", samples=2)) == 0
+    assert {look(f"restored/{name}.png").size for name in ("a", "a_sample01", "a_spread")} == {(13, 11)}
+
+
+def test_the_command_and_its_record_have_the_same_defaults() -> None:
+    asked = inspect.signature(restore_command.restore).parameters
+    for field in fields(RestoreOptions):
+        name = {"format": "file_format"}.get(field.name, field.name)
+        assert name == "inputs" or asked[name].default == field.default
+    assert len(asked) == len(fields(RestoreOptions))
 
 
 def test_samples_mean_and_spread(options: RestoreOptions, picture: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from invsolve.operators import GaussianNoise, Mask, MatrixOperator, Measurement
 from invsolve.priors import GaussianMixturePrior, GaussianPrior, Prior
 from invsolve.priors.conversions import DiscreteVPSchedule
-from invsolve.samplers import DAPS, DDS, DPS, MCG
+from invsolve.samplers import DAPS, DDS, DPS, MCG, DiffPIR
 from invsolve.samplers.base import Sampler
 
 PIXELS = 64
@@ -84,7 +85,7 @@ def guided_law(num_steps: int, zeta: float, power: float, project: bool) -> tupl
     levels = vp_levels(num_steps)
     identity = torch.eye(2, dtype=torch.float64)
     slope, covariance = torch.zeros(2, dtype=torch.float64), (1 + levels[0] ** 2) * identity
-    for sigma, tau in zip(levels, levels[1:], strict=False):
+    for sigma, tau in pairwise(levels):
         k = shrinkage(sigma)
         row = OBSERVE @ k  # D of the observed channel
         mean_square = power * (1 - row @ slope) ** 2 + row @ covariance @ row
@@ -106,7 +107,7 @@ def dds_law(num_steps: int, gamma: float, eta: float) -> tuple[Tensor, Tensor]:
     identity, observed = torch.eye(2, dtype=torch.float64), torch.diag(OBSERVE)
     slope, covariance = torch.zeros(2, dtype=torch.float64), (1 + levels[0] ** 2) * identity
     prox = torch.linalg.inv(identity + gamma * observed)
-    for sigma, tau in zip(levels, levels[1:], strict=False):
+    for sigma, tau in pairwise(levels):
         k = shrinkage(sigma)
         transition = prox @ k + tau * math.sqrt(1 - eta**2) / sigma * (identity - k)
         slope = transition @ slope + prox @ (gamma * OBSERVE)
@@ -121,10 +122,10 @@ def daps_law(sampler: DAPS, tau: float) -> tuple[Tensor, Tensor]:
     levels = [*((first + position * (last - first)) ** 7).tolist(), 0.0]
     identity, observed = torch.eye(2, dtype=torch.float64), torch.diag(OBSERVE)
     slope, covariance = torch.zeros(2, dtype=torch.float64), levels[0] ** 2 * identity
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         ode = sampler.ode_levels(sigma)
         flow = identity
-        for a, b in zip(ode, ode[1:], strict=False):
+        for a, b in pairwise(ode):
             flow = (identity + (b - a) / a * (identity - shrinkage(a))) @ flow
         r2 = sigma**2 if sampler.prior_std is None else 1 / (1 / sigma**2 + 1 / sampler.prior_std**2)
         h_inverse = torch.linalg.inv(identity / r2 + observed / tau**2)
@@ -134,11 +135,37 @@ def daps_law(sampler: DAPS, tau: float) -> tuple[Tensor, Tensor]:
     return slope, covariance
 
 
+def diffpir_law(sampler: DiffPIR, noise_std: float) -> tuple[Tensor, Tensor]:
+    """v = P D + (I - P) y with P = lam (noise/sigma)^2 / (A^T A + lam (noise/sigma)^2), then T (sqrt(1-z) eps + sqrt(z) n)."""
+    position = torch.arange(sampler.num_steps, dtype=torch.float64) / (sampler.num_steps - 1)
+    first, last = sampler.sigma_max ** (1 / 7), sampler.sigma_min ** (1 / 7)
+    levels = [*((first + position * (last - first)) ** 7).tolist(), 0.0]
+    identity = torch.eye(2, dtype=torch.float64)
+    temperature, zeta = sampler.temperature, sampler.zeta
+    slope = OBSERVE / (1 + (noise_std / 0.5) ** 2)
+    covariance = (temperature * levels[0]) ** 2 * identity
+    for sigma, tau in pairwise(levels):
+        weight = sampler.lam * (noise_std / sigma) ** 2
+        keep = torch.diag(weight / (OBSERVE + weight))
+        to_v = keep @ shrinkage(sigma)
+        from_y = OBSERVE / (1 + weight)
+        mix = temperature * tau * math.sqrt(1 - zeta) / sigma
+        transition = to_v + mix * (identity - to_v)
+        slope = transition @ slope + (1 - mix) * from_y
+        covariance = transition @ covariance @ transition.T + (temperature * tau) ** 2 * zeta * identity
+    return slope, covariance
+
+
+DIFFPIR = {
+    "diffpir": DiffPIR(30, sigma_max=20.0, sigma_min=0.2, lam=1.3, zeta=0.6),
+    "diffpir-cool": DiffPIR(30, sigma_max=2.0, sigma_min=0.2, lam=1.3, temperature=0.5),
+}
 CASES: dict[str, tuple[Sampler, float, Callable[[float], tuple[Tensor, Tensor]]]] = {
     "dps": (DPS(60, 4.0, clip=False), 0.3, lambda power: guided_law(60, 4.0, power, project=False)),
     "mcg": (MCG(60, 4.0, clip=False), 0.0, lambda power: guided_law(60, 4.0, power, project=True)),
     "dds": (DDS(20, 1.5, cg_iterations=5, eta=0.6), 0.3, lambda _: dds_law(20, 1.5, 0.6)),
     "dds-closed": (DDS(20, 1.5, cg_iterations=None, eta=0.6), 0.3, lambda _: dds_law(20, 1.5, 0.6)),
+    **{name: (s, 0.3, lambda _, s=s: diffpir_law(s, 0.3)) for name, s in DIFFPIR.items()},
     "daps": (
         DAPS(40, 3, sigma_max=20.0, sigma_min=0.2),
         0.3,
@@ -224,6 +251,7 @@ ALL = {
     "mcg": MCG(20, 5.0),
     "dds": DDS(20),
     "daps": DAPS(10, 2),
+    "diffpir": DiffPIR(10),
     "langevin": DAPS(10, 2, inner="langevin", inner_steps=5, step_size=1e-3),
 }
 
@@ -270,6 +298,6 @@ def test_a_callback_sees_every_step_and_can_stop(name: str) -> None:
     seen: list[tuple[int, int, float]] = []
     ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: seen.append((step, total, sigma)))
     assert [step for step, _, _ in seen] == list(range(1, seen[-1][1] + 1))
-    assert all(a[2] > b[2] for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a[2] > b[2] for a, b in pairwise(seen))
     stopped = ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: step == 3)
     assert stopped.shape == (2, 1, 2, 3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from invsolve.inference import CountedPrior
 from invsolve.operators import GaussianNoise, MatrixOperator, Measurement, Operator, PoissonNoise
 from invsolve.priors import GaussianPrior
-from invsolve.samplers import DAPS, DDS, DPS, MCG, DivergenceError, Sampler
+from invsolve.samplers import DAPS, DDS, DPS, MCG, DiffPIR, DivergenceError, Sampler
 from invsolve.samplers.base import linear_operator, noise_level, report, start
 from invsolve.samplers.presets import _SETTINGS, PRESETS, SAMPLERS, choose
 
@@ -59,7 +59,7 @@ def test_better_presets_spend_more() -> None:
 def test_every_sampler_has_its_presets() -> None:
     assert set(_SETTINGS) == set(SAMPLERS)
     assert tuple(LIMITS) == PRESETS
-    assert {"dps": DPS, "mcg": MCG, "dds": DDS, "daps": DAPS} == SAMPLERS
+    assert {"dps": DPS, "mcg": MCG, "dds": DDS, "daps": DAPS, "diffpir": DiffPIR} == SAMPLERS
     for name, cls in SAMPLERS.items():
         assert tuple(_SETTINGS[name]) == PRESETS
         assert cls.name() == name
@@ -71,7 +71,10 @@ def test_every_sampler_has_its_presets() -> None:
 
 
 def test_automatic_choice() -> None:
-    assert isinstance(choose("auto", "fast", measurement()), DAPS)
+    one, several = choose("auto", "fast", measurement()), choose("auto", "fast", measurement(), num_samples=2)
+    assert isinstance(one, DiffPIR)
+    assert isinstance(several, DiffPIR)
+    assert (one.temperature, several.temperature) == (0, 1)
     assert isinstance(choose("auto", "fast", measurement(Square())), DPS)
     assert choose("auto", "best", measurement()) != choose("auto", "fast", measurement())
 
@@ -85,7 +88,7 @@ def test_a_sampler_object_is_taken_as_it_is() -> None:
     ("method", "preset", "sentence"),
     [
         ("dsp", "fast", "unknown method 'dsp'; did you mean 'dps'"),
-        ("DAPS", "fast", "unknown method 'DAPS'; expected one of auto, daps, dds, dps, mcg"),
+        ("DAPS", "fast", "unknown method 'DAPS'; expected one of auto, daps, dds, diffpir, dps, mcg"),
         ("dps", "balance", "unknown preset 'balance'; did you mean 'balanced'"),
         ("dps", "zzz", "unknown preset 'zzz'; expected one of fast, balanced, best"),
     ],

@@ -3,12 +3,14 @@
 Mutants tried, each caught here: optimiser state not restored, average not restored, step off by one
 on resume, crops drawn from a running generator, the same noise in every step, a finished run's file not written again,
 settings not compared, loss weight left out, learning rate constant, scenes smaller than the crops, noise of the PSNR
-table not scaled to the model's range.
+table not scaled to the model's range, Ctrl-C taken between the optimiser's step and the average's, or not saved, a
+fresh run that leaves the old state until its first checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,6 @@ from invsolve.training.prior import _loss
 
 TINY = UNetConfig(channels=3, widths=(8, 16), blocks=(1, 1), embedding=16)
 SETTINGS = TrainingSettings(network=TINY, steps=24, batch_size=2, crop=16, warmup=5, scenes=1, scene_share=0.3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The crops here are tiny: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -100,6 +93,53 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(photographs: Path, tmp_
         assert same(ours["optimiser"]["state"][index], moments)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["loss", "update", "report"])
+def test_an_interrupt_loses_no_step(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    """Ctrl-C, or SIGTERM as the command turns it into SystemExit, in any part of a step."""
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    train_prior(photographs, whole, SETTINGS)
+    count = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == (1 if moment == "report" else 10):
+            signal.raise_signal(number)
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    handler = signal.signal(signal.SIGTERM, leave)
+    with monkeypatch.context() as patch:
+        if moment == "loss":
+            patch.setattr("invsolve.training.prior._loss", lambda *values: (interrupt(), _loss(*values))[1])
+        elif moment == "update":
+            lerp = torch._foreach_lerp_
+            patch.setattr(torch, "_foreach_lerp_", lambda *values: (interrupt(), lerp(*values))[1])
+        report = interrupt if moment == "report" else None
+        try:
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                train_prior(photographs, stopped, SETTINGS, checkpoint_every=1e9, report=report)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    state = torch.load(tmp_path / "stopped.safetensors.state", weights_only=True)
+    assert state["step"] == (9 if moment == "loss" else 10)
+    average = {key: value.half().float() for key, value in state["average"].items()}
+    assert same(weights(stopped), average)
+    train_prior(photographs, stopped, SETTINGS)
+    assert same(weights(stopped), weights(whole))
+
+
+def test_training_in_another_thread(photographs: Path, tmp_path: Path) -> None:
+    """Only the main thread may touch signal handlers."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_prior, photographs, tmp_path / "a.safetensors", replace(SETTINGS, steps=2)).result()
+    assert (tmp_path / "a.safetensors").is_file()
+
+
 def test_a_finished_run_is_not_repeated_but_its_file_is_made_again(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "prior.safetensors"
     settings = replace(SETTINGS, steps=3)
@@ -143,6 +183,26 @@ def test_fresh_starts_over(photographs: Path, tmp_path: Path) -> None:
     train_prior(photographs, out, replace(settings, steps=6))
     train_prior(photographs, out, settings, fresh=True)
     assert same(weights(out), content)
+
+
+def test_a_fresh_run_killed_at_once_does_not_resume_the_old_one(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "prior.safetensors", tmp_path / "other.safetensors"
+    settings = replace(SETTINGS, steps=3)
+    train_prior(photographs, out, replace(settings, seed=1))
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("invsolve.training.prior._loss", killed)
+        with pytest.raises(KilledError):
+            train_prior(photographs, out, settings, fresh=True)
+    assert torch.load(tmp_path / "prior.safetensors.state", weights_only=True)["step"] == 0
+    train_prior(photographs, out, settings)
+    train_prior(photographs, other, settings)
+    assert same(weights(out), weights(other))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", "pickle", "other"])

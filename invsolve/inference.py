@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from invsolve.samplers.presets import choose
 from invsolve.units import ModelUnits
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+M = TypeVar("M", bound=nn.Module)
 TILE = 768
 """Images with more than TILE^2 pixels are denoised in tiles of this side."""
 
@@ -139,7 +142,7 @@ def solve(
         y: measurements, shape (B, *operator.out_shape); one without batch dimension counts as B = 1.
         operator: forward operator A, in the units of `data_range`.
         noise_std: standard deviation of Gaussian noise in the units of y, >= 0; 0 for noiseless data. An array that
-            broadcasts to y where it varies (one image per call, or the same for all).
+            broadcasts to y where it varies.
         noise: another noise model; give this or `noise_std`.
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
@@ -149,7 +152,8 @@ def solve(
         preset: "fast", "balanced" or "best"; how many evaluations a method given by name may spend.
         num_samples: posterior samples per image.
         seed: image b uses seed + b, or the b-th of a sequence. Sample k of an image depends on the image's seed and k
-            alone, not on the batch or on how many samples are drawn.
+            alone, not on the batch or on how many samples are drawn. The exception is method "auto", which gives a
+            point estimate for one sample and random draws for several.
         device: "auto" (CUDA if there is one), "cpu", "cuda", ...
         dtype: arithmetic of a shipped or loaded network: "auto" (bfloat16 where the hardware computes it), "float32",
             "bfloat16". Physics is always at least float32.
@@ -158,7 +162,8 @@ def solve(
         schedule: noise schedule of a bare network.
         tile: pixels; larger images are denoised in overlapping tiles inside the sampler. "auto" decides, None never
             does.
-        batch_size: images per network call; all of an image batch, one sample at a time, if None.
+        batch_size: images per network call; all of an image batch, one sample at a time, if None. Where the noise
+            differs from image to image, as counting noise does, images always run one at a time.
         callback: called as callback(step, total, sigma, x, denoised) after every step, in model units, with steps
             counted over all samples; a true return value stops the current sample early.
 
@@ -175,7 +180,8 @@ def solve(
     data = torch.from_numpy(y.copy()) if isinstance(y, np.ndarray) else torch.as_tensor(y)  # y may be read-only
     home = data.device
     target = _device(device)
-    data, likelihood = _validate(data, operator, noise_std, noise, num_samples)
+    operator = _moved(operator, target)
+    data, likelihood = _validate(data, operator, noise_std, noise, num_samples, target)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     seeds = [int(seed) + b for b in range(len(data))] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
@@ -184,42 +190,49 @@ def solve(
     if min(seeds) < 0:
         raise ValueError(f"seed is {min(seeds)}; expected a number >= 0.")
 
-    network = _as_prior(prior, DTYPES[dtype], prediction, schedule).to(target).eval()
-    network.check_shape(operator.in_shape)
-    network = _tiled(network, operator.in_shape, tile)
-    counted = CountedPrior(network)
-
-    operator = operator.to(target)
     blank = torch.zeros((1, *operator.in_shape), dtype=operator.dtype, device=target)
     if operator(blank).is_complex() != data.is_complex():
         have, want = ("complex", "real") if data.is_complex() else ("real", "complex")
         raise ValueError(f"y is {have}, but {type(operator).__name__} gives {want} measurements.")
-    measurement = Measurement(operator.restrict(data.to(target)), operator, likelihood)
-    measurement, noise_level = _gaussian(measurement)
-    units = ModelUnits.between(data_range, network.data_range, measurement)
-    sampler = choose(method, preset, units.measurement, num_samples)
-
+    groups, noise_level = _gaussian(Measurement(data, operator, likelihood))
     chunk = len(data) if batch_size is None else batch_size
     if chunk < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
-    total_runs = num_samples * -(-len(data) // chunk)
-    samples, done = [], 0
-    for index in range(num_samples):
-        parts = []
-        for first in range(0, len(data), chunk):
-            part = slice(first, first + chunk)
-            generators = [_generator(s, index) for s in seeds[part]]
-            x = sampler(
-                units.part(part),
-                counted,
-                generator=generators,
-                callback=_offset(callback, done, total_runs) if callback else None,
-            )
-            parts.append(units.to_image(x))
-            done += 1
-        samples.append(torch.cat(parts))
-    stacked = torch.stack(samples)
-    residual = [_residual(x, measurement) for x in stacked]
+
+    network = _moved(_as_prior(prior, DTYPES[dtype], prediction, schedule), target)
+    network.check_shape(operator.in_shape)
+    counted = CountedPrior(_tiled(network, operator.in_shape, tile))
+    units = [ModelUnits.between(data_range, network.data_range, group) for group in groups]
+    sampler = choose(method, preset, units[0].measurement, num_samples)
+
+    # Runs of the sampler for one sample of all images: (images of y, their group, images of the group).
+    size = len(data) // len(groups)
+    runs = [
+        (slice(g * size + first, g * size + min(first + chunk, size)), g, slice(first, first + chunk))
+        for g in range(len(groups))
+        for first in range(0, size, chunk)
+    ]
+    real = data.real.dtype if data.is_complex() else data.dtype
+    samples = torch.empty((num_samples, len(data), *operator.in_shape), dtype=real, device=home)
+    residual: list[list[float]] = [[] for _ in range(num_samples)]
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        for index in range(num_samples):
+            for run, (images, g, part) in enumerate(runs, start=index * len(runs)):
+                x = sampler(
+                    units[g].part(part),
+                    counted,
+                    generator=[_generator(s, index) for s in seeds[images]],
+                    callback=_offset(callback, run, num_samples * len(runs)) if callback else None,
+                )
+                x = units[g].to_image(x.detach())
+                residual[index] += _residual(x, groups[g], part)
+                samples[index, images] = x.to(home)
+                del x
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
     from invsolve import __version__
 
@@ -237,7 +250,15 @@ def solve(
         dtype=dtype,
         version=__version__,
     )
-    return Posterior(stacked.cpu().numpy() if as_numpy else stacked.to(home), info)
+    return Posterior(samples.numpy() if as_numpy else samples, info)
+
+
+def _moved(module: M, target: torch.device) -> M:
+    """The module itself if all its arrays lie on `target`, otherwise a copy there: the caller's stays where it is."""
+    device = torch.empty(0, device=target).device  # "cuda" with its index
+    if all(array.device == device for array in chain(module.parameters(), module.buffers())):
+        return module
+    return copy.deepcopy(module).to(target)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -258,7 +279,9 @@ def _validate(
     noise_std: float | Tensor | np.ndarray | None,
     noise: Noise | None,
     num_samples: int,
+    target: torch.device,
 ) -> tuple[Tensor, Noise]:
+    """y as a batch on `target` in the operator's precision, with 0 where no image reaches it; and its noise."""
     if tuple(y.shape) == operator.out_shape:
         y = y[None]
     operator.check_output(y)
@@ -271,6 +294,7 @@ def _validate(
         y = y.to(torch.float64 if double else torch.float32)
     if len(y) == 0:
         raise ValueError("y is an empty batch.")
+    y = operator.restrict(y.to(target))
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y holds NaN or Inf; mask lost entries with a Mask operator instead.")
     if (noise_std is None) == (noise is None):
@@ -314,18 +338,23 @@ def _tiled(prior: Prior, shape: tuple[int, ...], tile: int | str | None) -> Prio
     return TiledPrior(prior, side, min(64, side // 3))
 
 
-def _gaussian(measurement: Measurement) -> tuple[Measurement, float]:
+def _gaussian(measurement: Measurement) -> tuple[list[Measurement], float]:
     """The measurement with one Gaussian noise level, and the level of y as it was given (its mean if it varies).
 
     Noise that varies from entry to entry becomes white of level 1 when each entry is divided by its standard deviation.
+    Where it varies from image to image, every image becomes a measurement of its own.
     """
     noise = measurement.noise.gaussian(measurement.y)
     if not isinstance(noise.std, Tensor) or noise.std.numel() == 1:
-        return Measurement(measurement.y, measurement.operator, GaussianNoise(float(noise.std))), float(noise.std)
+        return [Measurement(measurement.y, measurement.operator, GaussianNoise(float(noise.std)))], float(noise.std)
+    if noise.std.ndim == measurement.y.ndim and len(noise.std) == len(measurement.y) > 1:
+        pairs = [
+            _gaussian(Measurement(y[None], measurement.operator, GaussianNoise(std[None])))
+            for y, std in zip(measurement.y, noise.std, strict=True)
+        ]
+        return [group for groups, _ in pairs for group in groups], sum(level for _, level in pairs) / len(pairs)
     if not isinstance(measurement.operator, LinearOperator):
         raise ValueError("noise that varies over y needs a linear operator; give one noise_std.")
-    if len(measurement.y) > 1 and noise.std.ndim == measurement.y.ndim and len(noise.std) > 1:
-        raise ValueError("noise that varies from image to image needs one call per image.")
     std = noise.std.to(measurement.y.real if measurement.y.is_complex() else measurement.y)
     shape = measurement.operator.out_shape
     if std.ndim > len(shape) + 1 or not _broadcasts(std.shape, (1, *shape)):
@@ -334,7 +363,7 @@ def _gaussian(measurement: Measurement) -> tuple[Measurement, float]:
         raise ValueError("noise_std is 0 for some entries of y and not for others; give those a small positive one.")
     weights = (1 / std).expand(1, *shape)[0]
     whitened = Measurement(measurement.y * weights, Weighted(measurement.operator, weights), GaussianNoise(1.0))
-    return whitened, float(std.mean())
+    return [whitened], float(std.mean())
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -355,8 +384,9 @@ def _offset(callback: Callback, run: int, runs: int) -> Callback:
     return counted
 
 
-def _residual(x: Tensor, measurement: Measurement) -> list[float]:
-    difference = (measurement.operator(x) - measurement.y).flatten(1)
+@torch.no_grad()
+def _residual(x: Tensor, measurement: Measurement, part: slice) -> list[float]:
+    difference = (measurement.operator(x) - measurement.y[part]).flatten(1)
     count = measurement.operator.num_measured * (2 if difference.is_complex() else 1)
     noise = measurement.noise.std if isinstance(measurement.noise, GaussianNoise) else 0.0
     scale = float(noise) * count**0.5 if noise > 0 else 1.0

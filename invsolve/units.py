@@ -52,7 +52,7 @@ class ModelUnits:
             raise ValueError(f"model units need Gaussian noise, got {type(noise).__name__}.")
         if not isinstance(operator, LinearOperator):
             return cls(Measurement(y, AtImageValues(operator, scale, offset), noise), scale, offset)
-        norm = scale * operator.norm()
+        norm = scale * operator.norm(iterations=30, rtol=1e-2, device=y.device)  # a rough value will do
         if norm == 0:
             raise ValueError(f"{type(operator).__name__} maps every image to 0; there is nothing to solve.")
         if offset != 0:

@@ -79,7 +79,7 @@ class Operator(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         """Take over stored arrays, and forget what had been computed from the old ones."""
         super()._load_from_state_dict(*args)
-        for name in ("_norm", "_derived"):
+        for name in ("_norms", "_derived"):
             self.__dict__.pop(name, None)
 
 
@@ -154,6 +154,28 @@ class LinearOperator(Operator):
         """
         return _ImplicitSolve.apply(rhs, self, damping, x0, rtol, max_iter)  # type: ignore[no-any-return, no-untyped-call]
 
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        """A^H (A A^H + damping I)^-1 y, which is (A^H A + damping I)^-1 A^H y, differentiable with respect to `y`.
+
+        In closed form this keeps its relative accuracy however small the damping, whereas `solve(adjoint(y), damping)`
+        divides the difference of two nearly equal images by it.
+
+        Args:
+            y: measurements, shape (B, *out_shape).
+            damping: as in `solve`.
+            rtol: as in `solve`.
+            max_iter: as in `solve`.
+
+        Returns:
+            Images, shape (B, *in_shape).
+        """
+        x = self.adjoint(y)
+        if self.row_gram is not None:
+            return x / (self.row_gram + per_entry(damping, x))
+        return self.solve(x, damping, rtol=rtol, max_iter=max_iter)
+
     def solve_cg(
         self,
         rhs: Tensor,
@@ -166,24 +188,25 @@ class LinearOperator(Operator):
         """The same system by conjugate gradients whatever the structure, with a report per batch entry."""
         return conjugate_gradient(self.normal, rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
-        """Largest singular value, by the Lanczos iteration on A^H A from a fixed start; computed once.
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
+        """Largest singular value, by the Lanczos iteration on A^H A from a fixed start; computed once per accuracy.
 
         Args:
             iterations: largest number of products with A^H A.
             rtol: stop when the residual of the eigenpair is this small against the eigenvalue.
+            device: where to compute; the operator's own if None. For operators without arrays.
         """
-        cached: float | None = self.__dict__.get("_norm")
-        if cached is None:
-            cached = self._lanczos(iterations, rtol)
-            self._norm = cached
-        return cached
+        known: dict[tuple[int, float], float] = self.__dict__.setdefault("_norms", {})
+        key = iterations, rtol
+        if key not in known:
+            known[key] = self._lanczos(iterations, rtol, device or self.device)
+        return known[key]
 
     @torch.no_grad()
-    def _lanczos(self, iterations: int, rtol: float) -> float:
+    def _lanczos(self, iterations: int, rtol: float, device: torch.device) -> float:
         # Power iteration stops too early where the largest singular values lie close together, as those of blurs do.
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        x = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(device, self.dtype)
         x = x / inner(x, x).sqrt()
         before, coupling = torch.zeros_like(x), 0.0
         diagonal: list[float] = []
@@ -320,6 +343,20 @@ class Composed(LinearOperator):
         inside = self.outer.solve(reduced, (shift / gram).flatten()) / gram
         return self.inner.adjoint(inside - reduced / shift) + rhs / shift
 
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        gram = self.inner.row_gram
+        if gram is None:
+            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+        return self.inner.adjoint(self.outer.pseudo_inverse(y, damping / gram, rtol=rtol, max_iter=max_iter)) / gram
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
+        gram = self.inner.row_gram
+        if gram is None:
+            return super().norm(iterations, rtol, device=device)
+        return math.sqrt(gram) * self.outer.norm(iterations, rtol, device=device)
+
 
 class Scaled(LinearOperator):
     """a A for a real number a."""
@@ -349,8 +386,8 @@ class Scaled(LinearOperator):
     def normal(self, x: Tensor) -> Tensor:
         return self.factor**2 * self.operator.normal(x)
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
-        return abs(self.factor) * self.operator.norm(iterations, rtol)
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
+        return abs(self.factor) * self.operator.norm(iterations, rtol, device=device)
 
     def solve(
         self,
@@ -363,6 +400,12 @@ class Scaled(LinearOperator):
     ) -> Tensor:
         square = self.factor**2
         return self.operator.solve(rhs / square, damping / square, x0=x0, rtol=rtol, max_iter=max_iter)
+
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        shift = damping / self.factor**2
+        return self.operator.pseudo_inverse(y, shift, rtol=rtol, max_iter=max_iter) / self.factor
 
 
 class Sum(LinearOperator):
@@ -397,8 +440,8 @@ class Transposed(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator(y)  # type: ignore[no-any-return]
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
-        return self.operator.norm(iterations, rtol)
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
+        return self.operator.norm(iterations, rtol, device=device)
 
     @property
     def T(self) -> LinearOperator:  # noqa: N802

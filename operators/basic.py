@@ -37,7 +37,7 @@ class Identity(LinearOperator):
     def normal(self, x: Tensor) -> Tensor:
         return x
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return 1.0
 
     def solve(
@@ -115,7 +115,7 @@ class Mask(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.mask * y
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return float(self.mask.abs().max())
 
     def solve(
@@ -194,7 +194,7 @@ class Grayscale(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.weights * y
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return math.sqrt(self.row_gram or 0.0)
 
     def solve(
@@ -267,6 +267,13 @@ class MatrixOperator(LinearOperator):
         else:  # the null space of A is damped alone
             solution = (flat - (coefficients * (s**2 / (s**2 + shift))) @ vt) / shift
         return solution.reshape(rhs.shape)
+
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        u, s, vt = self.svd()
+        x = (y @ u * (s / (s**2 + per_entry(damping, y)))) @ vt
+        return x.reshape(len(y), *self.in_shape)
 
 
 def _function_examples() -> list[Operator]:

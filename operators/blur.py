@@ -155,9 +155,22 @@ class Blur(LinearOperator):
         shift = per_entry(damping, rhs)
         return self._by_channel(rhs, lambda part, pick: self._transformed(part, 1 / (pick(self._power(part)) + shift)))
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
         if self.boundary != "circular":
-            return super().norm(iterations, rtol)
+            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+        self.check_output(y)
+        shift = per_entry(damping, y)
+
+        def invert(part: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+            return self._transformed(part, pick(self.spectrum(part)).conj() / (pick(self._power(part)) + shift))
+
+        return self._by_channel(y, invert)
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
+        if self.boundary != "circular":
+            return super().norm(iterations, rtol, device=device)
         return float(self._power(self.kernel).max().sqrt())
 
     def extra_repr(self) -> str:

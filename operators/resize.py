@@ -16,8 +16,9 @@ from invsolve.operators.registry import register
 
 Filter = Literal["bicubic", "box", "none"]
 
-# Output rows or columns up to which the bicubic solve holds one dense cosine matrix per axis.
-_LARGEST_GRAM = 1500
+# Output rows or columns up to which the bicubic solve holds one dense cosine matrix per axis: 144 MB each in float32,
+# no more than the filter's own matrices, and cheaper than conjugate gradients at any such size.
+_LARGEST_GRAM = 6000
 
 
 def _downsample_examples() -> list[Operator]:
@@ -131,11 +132,11 @@ class Downsample(LinearOperator):
             return y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return self._matrix(1, y).mT @ (y @ self._matrix(2, y))
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         if self.row_gram is not None:
             return math.sqrt(self.row_gram)
         if not self._separable:
-            return super().norm(iterations, rtol)
+            return super().norm(iterations, rtol, device=device)
         (rows, _), (columns, _) = self._gram(1, self.weights), self._gram(2, self.weights)
         return math.sqrt(float(rows.max() * columns.max()))
 
@@ -159,6 +160,15 @@ class Downsample(LinearOperator):
         coefficients = rows.mT @ self.forward(rhs) @ columns
         coefficients = coefficients / (row_values[:, None] * column_values + shift)
         return (rhs - self.adjoint(rows @ coefficients @ columns.mT)) / shift
+
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        if self.row_gram is not None or not self._separable:
+            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+        (row_values, rows), (column_values, columns) = self._gram(1, y), self._gram(2, y)
+        coefficients = (rows.mT @ y @ columns) / (row_values[:, None] * column_values + per_entry(damping, y))
+        return self.adjoint(rows @ coefficients @ columns.mT)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, factor {self.factor}, {self.filter}"
@@ -226,17 +236,24 @@ class DecimatedBlur(Composed):
         small = torch.fft.rfft2(self.forward(rhs)) / (self._spectrum(rhs) + shift)
         return (rhs - self.adjoint(torch.fft.irfft2(small, s=self.out_shape[1:]))) / shift
 
-    def norm(self, iterations: int = 100, rtol: float = 1e-4) -> float:
+    def pseudo_inverse(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> Tensor:
+        small = torch.fft.rfft2(y) / (self._spectrum(y) + per_entry(damping, y))
+        return self.adjoint(torch.fft.irfft2(small, s=self.out_shape[1:]))
+
+    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return math.sqrt(float(self._spectrum(self.inner.kernel).max()))
 
     def _spectrum(self, like: Tensor) -> Tensor:
         """Eigenvalues of A A^H: the transform of its response to one bright pixel, shape (C, h, w // 2 + 1)."""
 
         def make() -> Tensor:
-            pixel = torch.zeros((1, *self.out_shape), dtype=like.dtype, device=like.device)
+            # In float64 and on the CPU, as the kernel's own transform: round-off must stay far below the damping.
+            pixel = torch.zeros((1, *self.out_shape), dtype=torch.float64)
             pixel[..., 0, 0] = 1
-            gram: Tensor = torch.fft.rfft2(self.forward(self.adjoint(pixel)))[0].real
-            return gram
+            gram: Tensor = torch.fft.rfft2(self.forward(self.adjoint(pixel)))[0].real.clamp_min(0)
+            return gram.to(like.device, like.dtype)
 
         return derived(self, "gram", like, make)
 

@@ -71,7 +71,8 @@ class Deblur(PhotoTask):
         kernel: point spread function (h, w); it is scaled to sum 1.
         boundary: what the blur sees beyond the frame, one of `BOUNDARIES`. "circular" is solved in closed form, but
             wraps the picture around; the others are solved by conjugate gradients. "valid" assumes nothing: the image
-            reaches beyond the frame by the width of the kernel, which describes real photographs best.
+            reaches beyond the frame by the width of the kernel, which describes real photographs best. "reflect" is
+            the default because image and photograph have the same size, as in the FFHQ benchmarks.
 
     Raises:
         ValueError: an unusable kernel, see `invsolve.operators.kernels.check_kernel`, or an unknown boundary.

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invsolve.inference import CountedPrior, Posterior, _tiled, solve
-from invsolve.operators import GaussianNoise, Identity, Mask, MatrixOperator, Operator, PoissonNoise
+from invsolve.inference import CountedPrior, Posterior, _moved, _tiled, solve
+from invsolve.operators import GaussianNoise, Identity, LinearOperator, Mask, MatrixOperator, Operator, PoissonNoise
 from invsolve.priors import GaussianMixturePrior, GaussianPrior, Prior, TiledPrior, UNetConfig, UNetPrior
 from invsolve.priors.conversions import from_denoised
 from invsolve.samplers import DAPS, DDS, DPS, MCG
@@ -344,8 +344,79 @@ def test_counting_noise_is_gaussian_with_its_own_variance() -> None:
     same = solve(y, operator, noise_std=std, **arguments)
     assert torch.equal(counted.samples, same.samples)
     assert counted.info.noise_std == pytest.approx(float(std.mean()))
-    with pytest.raises(ValueError, match="varies from image to image needs one call per image"):
-        solve(y.expand(2, -1) * torch.tensor([[1.0], [2.0]]), operator, noise=PoissonNoise(0.05), **arguments)
+
+
+def test_noise_that_varies_from_image_to_image() -> None:
+    """Image by image, with the seeds and settings of one call each."""
+    operator = MatrixOperator(matrix(5).matrix.abs(), SHAPE)
+    y = (normal(3, 5).abs() + 0.2) * torch.tensor([[1.0], [2.0], [3.0]])
+    each = normal(3, 5, seed=1).abs() + 0.1
+    one_level = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
+    arguments: dict[str, Any] = {"prior": gaussian(), "method": EXACT, "num_samples": 2}
+    for noise in (PoissonNoise(0.05), GaussianNoise(each), GaussianNoise(one_level)):
+        steps: list[int] = []
+        together = solve(
+            y, operator, noise=noise, seed=5, callback=lambda step, *_, seen=steps: seen.append(step), **arguments
+        )
+        assert steps == list(range(1, 2 * 3 * 16 + 1))
+        assert together.info.evaluations == 16
+        levels = []
+        for b in range(3):
+            own = GaussianNoise(noise.std[b : b + 1]) if isinstance(noise, GaussianNoise) else noise
+            alone = solve(y[b : b + 1], operator, noise=own, seed=5 + b, **arguments)
+            assert torch.equal(together.samples[:, b : b + 1], alone.samples)
+            assert [row[b] for row in together.info.residual] == [row[0] for row in alone.info.residual]
+            levels.append(alone.info.noise_std)
+        assert together.info.noise_std == pytest.approx(sum(levels) / 3)
+
+
+def test_lost_pixels_may_hold_nan() -> None:
+    operator = Mask(torch.tensor([[1, 0, 1], [1, 1, 0]]), SHAPE, dtype=torch.float64)
+    y = torch.rand((1, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lost = y.clone()
+    lost[..., 0, 1] = float("nan")
+    arguments: dict[str, Any] = {"noise_std": 0.1, "prior": gaussian(), "method": QUICK}
+    assert torch.equal(solve(lost, operator, **arguments).samples, solve(y, operator, **arguments).samples)
+    lost[..., 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="y holds NaN or Inf"):
+        solve(lost, operator, **arguments)
+
+
+def test_the_callers_modules_stay_as_they_were() -> None:
+    """The network runs in evaluation mode, and is back in its own afterwards, also after a failure."""
+    operator, network = matrix(), Epsilon()
+    network.train()
+    seen: list[bool] = []
+    arguments: dict[str, Any] = {"prior": network, "prediction": "epsilon", "schedule": "vp", "noise_std": 0.1}
+    solve(normal(1, 4), operator, method=QUICK, callback=lambda *_: seen.append(network.training), **arguments)
+    assert not any(seen)
+    assert network.training
+
+    def fail(*_: Any) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        solve(normal(1, 4), operator, method=QUICK, callback=fail, **arguments)
+    assert network.training
+    same = _moved(operator, torch.device("cpu"))
+    there = _moved(operator, torch.device("meta"))
+    assert same is operator
+    assert (there.device.type, operator.device.type) == ("meta", "cpu")
+
+
+def test_the_norm_is_probed_where_the_data_are() -> None:
+    seen = set()
+
+    class Difference(LinearOperator):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(x.device.type)
+            return x
+
+        adjoint = forward
+
+    with pytest.raises(Exception, match=r".*"):  # no numbers on this device
+        Difference(SHAPE, SHAPE).norm(device=torch.device("meta"))
+    assert seen == {"meta"}
 
 
 def test_noiseless_data_are_met() -> None:
@@ -360,11 +431,18 @@ def test_a_nonlinear_operator() -> None:
     posterior = solve(x**2, Square(), noise_std=0.05, prior=gaussian(), preset="balanced")
     assert posterior.info.method == "dps"
     assert posterior.info.residual[0][0] < 8
-    for method in ("dds", "mcg", "daps"):
+    for method in ("dds", "mcg", "diffpir"):
         with pytest.raises(ValueError, match=f"{method} needs a linear operator"):
             solve(x**2, Square(), noise_std=0.05, prior=gaussian(), method=method)
     with pytest.raises(ValueError, match="noise that varies over y needs a linear operator"):
         solve(x**2, Square(), noise=PoissonNoise(0.1), prior=gaussian())
+
+
+def test_daps_by_name_serves_a_nonlinear_operator() -> None:
+    x = torch.full((1, *SHAPE), 0.7, dtype=torch.float64)
+    posterior = solve(x**2, Square(), noise_std=0.05, prior=gaussian(), method="daps", preset="fast")
+    assert posterior.info.settings["inner"] == "langevin"
+    assert posterior.info.residual[0][0] < 3
 
 
 # --- priors -----------------------------------------------------------------------------------------------------------
@@ -485,7 +563,6 @@ NAN = torch.full((2, 4), float("nan"), dtype=torch.float64)
         ({"noise_std": torch.tensor([0.1, 0.1, 0.1, 0.0])}, "noise_std is 0 for some entries of y"),
         ({"noise_std": torch.ones(5)}, r"noise_std has shape \(5,\), which does not broadcast to y, \(1, 4\)"),
         ({"noise_std": torch.ones(1, 1, 4)}, r"noise_std has shape \(1, 1, 4\)"),
-        ({"noise_std": torch.tensor([[0.1], [0.2]])}, "varies from image to image needs one call per image"),
         ({"num_samples": 0}, "num_samples is 0; expected at least 1"),
         ({"seed": [1, 2, 3]}, "3 seeds for 2 images; pass one number, or one per image"),
         ({"seed": []}, "0 seeds for 2 images"),

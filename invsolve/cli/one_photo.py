@@ -31,7 +31,7 @@ class Restored:
 
     Args:
         photo: the photograph whose depth, profile and EXIF the outputs take.
-        samples: (H, W, C) each, on [0, 1].
+        samples: (H, W, C) each, on [0, 1]; views of one tensor, not to be changed.
         mean: their mean.
         spread: their standard deviation.
         alpha: opacity in the size of the result.
@@ -91,11 +91,13 @@ def restore_photo(
     if in_colour:
         samples = torch.stack([Grayscale((3, *image_shape[1:]))(sample) for sample in samples])
     samples = samples[..., *frame]
-    if not torch.isfinite(samples).all():
+    if not all(bool(torch.isfinite(sample).all()) for sample in samples):  # one by one: it makes copies
         raise UserError(f"{shown}: the result is not finite; try another --method, or --dtype float32.")
     images = [_to_floats(sample[0]) for sample in samples]
-    mean = _to_floats(samples.mean(0)[0])
-    spread = _to_floats(samples.std(0)[0]) if len(images) > 1 else np.zeros_like(mean)
+    if len(images) > 1:
+        mean, spread = _to_floats(samples.mean(0)[0]), _to_floats(samples.std(0)[0])
+    else:
+        mean, spread = images[0], np.broadcast_to(np.float32(0), images[0].shape)
     record, summary = _record(info, noise_std, prior)
     if clean is not None:
         clean = clean[..., *frame]
@@ -237,5 +239,6 @@ def _to_tensor(pixels: Floats) -> Tensor:
 
 
 def _to_floats(image: Tensor) -> Floats:
-    array: Floats = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    """(C, H, W) -> (H, W, C), a view of the same memory where that is the CPU's."""
+    array: Floats = image.detach().cpu().permute(1, 2, 0).numpy()
     return array

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def run(options: RestoreOptions) -> int:
     Raises:
         UserError: nothing could be started.
     """
-    options.check()
     check_names(options)
+    options.check()
     jobs = plan(options.inputs, options.out, options.format, samples=options.samples, degraded=options.degrade)
     tasks = TaskSource.of(options)
     for folder in sorted({job.output.parent for job in jobs}):
@@ -78,15 +79,32 @@ def _guarded(
         message = str(error)
     except OSError as error:
         message = str(explain_os_error(error, f"restoring {show_path(job.source)}"))
-    except (MemoryError, torch.OutOfMemoryError):
-        message = f"{show_path(job.source)} needs more memory than there is; use a smaller --tile, or --device cpu."
     except Exception as error:  # one odd file among thousands must not cost the rest
         if "INVSOLVE_DEBUG" in os.environ:
             traceback.print_exc()
         first = (str(error).strip() or "no message").splitlines()[0]
-        message = f"{show_path(job.source)}: {type(error).__name__}: {first} (INVSOLVE_DEBUG=1 shows where)"
+        message = _out_of_memory(error, job, options) or (
+            f"{show_path(job.source)}: {type(error).__name__}: {first} (INVSOLVE_DEBUG=1 shows where)"
+        )
     tally.failed += 1
     reporter.error(message)
+
+
+def _out_of_memory(error: Exception, job: Job, options: RestoreOptions) -> str | None:
+    """What to do if there was not enough memory; None for any other error.
+
+    PyTorch has a class of its own for this on CUDA alone; elsewhere only the message tells.
+    """
+    text = str(error)
+    graphics = isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text
+    if not (graphics or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
+        return None
+    remedies = ["use a smaller --tile"]
+    if options.samples > 1:
+        remedies.append("fewer --samples")
+    if graphics:
+        remedies.append("--device cpu")
+    return f"{show_path(job.source)} needs more memory than there is; {' or '.join(remedies)}."
 
 
 def _one(job: Job, options: RestoreOptions, tasks: TaskSource, prior: LoadedPrior, reporter: Reporter) -> bool:
@@ -97,23 +115,23 @@ def _one(job: Job, options: RestoreOptions, tasks: TaskSource, prior: LoadedPrio
     settings = _settings(job, options, tasks, prior)
     settings_digest, input_digest = sidecar.settings_hash(settings), sidecar.file_hash(job.source)
     outputs = job.outputs(options.samples, options.degrade)
+    earlier = sidecar.recorded(job.sidecar)
     if not options.force:
         if sidecar.is_done(job.sidecar, settings_digest, input_digest, outputs):
             reporter.say(f"already done, {show_path(job.output)} (--force redoes it)")
             return False
-        if job.output.exists() and sidecar.read(job.sidecar) is None:
-            raise UserError(
-                f"{show_path(job.output)} exists and was not made by invsolve; "
-                "choose another -o, or --force to replace it."
-            )
+        _check_owned(job, outputs, earlier)
     photo = read_photo(job.source, white=options.white, max_pixels=options.max_pixels)
     for note in photo.notes:
         reporter.say(note)
     restored = restore_photo(photo, tasks.task(job), options, prior, shown, reporter)
+    names = [path.name for path in outputs]
+    left = sorted(name for name in earlier - {*names, job.sidecar.name} if os.path.lexists(job.output.with_name(name)))
     record = {
         "input": shown,
         "input_sha256": input_digest,
-        "outputs": [path.name for path in outputs],
+        "outputs": names,
+        **({"earlier_outputs": left} if left else {}),
         **restored.record,
         "settings": settings,
         "settings_hash": settings_digest,
@@ -122,6 +140,16 @@ def _one(job: Job, options: RestoreOptions, tasks: TaskSource, prior: LoadedPrio
     _write(job, options, restored, record)
     reporter.say(f"{show_path(job.output)} ({restored.summary})")
     return True
+
+
+def _check_owned(job: Job, outputs: list[Path], recorded: set[str]) -> None:
+    """Raise UserError for a file in the way that the sidecar of this job does not account for."""
+    for path in (*outputs, job.sidecar):
+        if os.path.lexists(path) and path.name not in recorded:
+            raise UserError(
+                f"{show_path(path)} exists and was not made by invsolve for this photograph; "
+                "choose another -o, or --force to replace it."
+            )
 
 
 def _settings(job: Job, options: RestoreOptions, tasks: TaskSource, prior: LoadedPrior) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def restore(
         str,
         typer.Option(
             rich_help_panel=TASK,
-            help="deblur: what lies beyond the frame: reflect, replicate, zero, circular (fast, wraps around), "
-            "or valid (assumes nothing, solves for what lies there; with --degrade a border is lost).",
+            help="deblur: what lies beyond the frame: reflect (as in the FFHQ benchmarks; result and data of "
+            "one size), replicate, zero, circular (fast, wraps around), "
+            "or valid (assumes nothing and solves for what lies there, best for blur by a camera; "
+            "with --degrade a border is lost).",
         ),
     ] = "reflect",
     mask: Annotated[
@@ -103,8 +105,9 @@ def restore(
             "-n",
             "--samples",
             rich_help_panel=HOW,
-            help="Posterior samples. With more than one, NAME is their mean, "
-            "NAME_sample01, ... are the samples, and NAME_spread.png shows where they differ.",
+            help="With 1 and --method auto the picture is a point estimate of small squared error, not a random "
+            "draw. With more, NAME is the mean of that many posterior samples, NAME_sample01, ... are the samples, "
+            "and NAME_spread.png shows where they differ.",
         ),
     ] = 1,
     prior: Annotated[
@@ -159,8 +162,8 @@ def restore(
     Keeps 8 or 16 bits, floating point, grey, alpha, colour profile and EXIF.
     Images are turned upright. The tree of a folder is mirrored.
 
-    Beside each output, NAME.json says how it was made; what is done already
-    with the same settings is skipped.
+    Beside each photo.png, photo.png.json says how it was made; what is done
+    already with the same settings is skipped.
 
     Exit status: 2 if any image failed (the others are done), 130 after Ctrl-C.
 

@@ -34,7 +34,18 @@ def read(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "invsolve" in content.get("versions", {}) else None
+    versions = content.get("versions") if isinstance(content, dict) else None
+    return content if isinstance(versions, dict) and "invsolve" in versions else None
+
+
+def recorded(path: Path) -> set[str]:
+    """Names of the files that a sidecar says invsolve made, itself included; none if it is no sidecar."""
+    record = read(path)
+    if record is None:
+        return set()
+    lists = [record.get(key) for key in ("outputs", "earlier_outputs")]
+    names = [name for found in lists if isinstance(found, list) for name in found]
+    return {path.name} | {name for name in names if isinstance(name, str) and Path(name).name == name != ""}
 
 
 def is_done(path: Path, settings_digest: str, input_digest: str, outputs: list[Path]) -> bool:

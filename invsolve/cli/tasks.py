@@ -126,7 +126,8 @@ def _fixed_task(options: RestoreOptions) -> tuple[PhotoTask | None, dict[str, An
             kernel = gaussian_kernel(options.blur_sigma)
             said = {"blur_sigma": options.blur_sigma}
         else:
-            kernel = motion_kernel(options.motion_length or 1.0, options.motion_angle)
+            assert options.motion_length is not None  # RestoreOptions.check
+            kernel = motion_kernel(options.motion_length, options.motion_angle)
             said = {"motion_length": options.motion_length, "motion_angle": options.motion_angle}
         boundary = BOUNDARIES[BOUNDARIES.index(options.boundary)]
         return Deblur(kernel, boundary), {"task": name, **said, "boundary": boundary}

@@ -122,7 +122,7 @@ def write_photo(
     layers = [from_floats(pixels, depth, white)]
     if alpha is not None:
         layers.append(from_floats(alpha[..., None], depth))
-    values = np.concatenate(layers, axis=-1)
+    values = np.ascontiguousarray(np.concatenate(layers, axis=-1))  # pixels may be a view in another order
     icc = fitting_profile(like.icc, pixels.shape[-1])
     try:
         if depth != "uint8" and kind == "png":

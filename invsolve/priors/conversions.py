@@ -253,7 +253,7 @@ def from_denoised(
 
 
 def _direction(schedule: Schedule) -> float:
-    """Sign and size of d(noise share)/d(time): the velocity is the derivative in the network's own time."""
+    """Sign of d(noise share)/d(time): 1 where time runs from data to noise, -1 where it runs back."""
     if not isinstance(schedule, FlowSchedule):
         raise ValueError(f"a velocity network needs a flow schedule, got {type(schedule).__name__}.")
     return 1.0 if schedule.noise_at == 1 else -1.0

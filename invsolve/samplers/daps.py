@@ -50,7 +50,8 @@ class DAPS(Sampler):
             the current code.
         inner: "exact", "langevin" or "hmc".
         prior_std: see above; None for the paper's r = sigma.
-        tau: noise standard deviation of the likelihood, model units; None for the measurement's.
+        tau: noise standard deviation of the likelihood, model units; None for the measurement's. At least 1e-4, also
+            for noiseless data.
         inner_steps: steps of langevin and hmc.
         step_size: their step eta at the first level.
         step_decay: eta falls linearly to about this share of itself.
@@ -85,7 +86,7 @@ class DAPS(Sampler):
         callback: Callback | None = None,
     ) -> Tensor:
         operator = linear_operator(self, measurement) if self.inner == "exact" else None
-        tau = noise_level(self, measurement) if self.tau is None else self.tau
+        tau = max(noise_level(self, measurement) if self.tau is None else self.tau, 1e-4)
         steps = self.num_steps
         intervals = steps if self.grid == "open" else steps - 1
         levels = schedules.with_zero(schedules.polynomial(self.sigma_max, self.sigma_min, steps, intervals=intervals))
@@ -138,13 +139,11 @@ def exact_draw(
     """A draw from the density proportional to N(v; centre, r^2 I) N(y; A v, tau^2 I), by perturb and optimise.
 
     Both terms are perturbed by their own noise, then the least-squares problem is solved once (Papandreou and Yuille
-    2010): the solution has exactly the wanted mean and covariance. Noiseless data are given 1e-4 of the data's range.
+    2010): the solution has exactly the wanted mean and covariance.
     """
-    tau = max(tau, 1e-4)
     start_point = centre + r * standard_normal(centre, generator)
     data = y + tau * standard_normal(y, generator)
-    # As a correction the right-hand side lies in the range of A^H, which closed forms solve without cancellation.
-    return start_point + operator.solve(operator.adjoint(data - operator(start_point)), (tau / r) ** 2)
+    return start_point + operator.pseudo_inverse(data - operator(start_point), (tau / r) ** 2)
 
 
 def likelihood_gradient(measurement: Measurement, v: Tensor) -> Tensor:

@@ -72,12 +72,11 @@ class DDS(Sampler):
             denoised = prior.denoise(x, sigma)
             epsilon = (x - denoised) / sigma
             # 2. data consistency, from the denoised image
-            rhs = backprojection + damping * denoised
             if self.cg_iterations is None:
-                consistent = denoised + operator.solve(
-                    rhs - operator.normal(denoised) - damping * denoised, damping or 1e-6
-                )
+                residual = measurement.y - operator(denoised)
+                consistent = denoised + operator.pseudo_inverse(residual, damping or 1e-6)
             else:
+                rhs = backprojection + damping * denoised
                 consistent = operator.solve_cg(rhs, damping, x0=denoised, max_iter=self.cg_iterations).x
             # 3. noise to the next level
             x = consistent

@@ -38,7 +38,8 @@ class DiffPIR(Sampler):
         sigma_max: first level. At temperature 0 the start is the regularised back-projection of the data, so
             moderate levels suffice.
         sigma_min: last level but 0.
-        lam: weight of the prior, lambda: the data step minimises ||y - A x||^2 / noise_std^2 + lam ||x - D||^2 / sigma^2.
+        lam: weight of the prior, lambda: the data step minimises
+            ||y - A x||^2 / noise_std^2 + lam ||x - D||^2 / sigma^2.
         zeta: share of fresh noise; 1 replaces the predicted noise altogether.
         temperature: scales the added noise, 0 to 1.
         max_iter: largest number of CG iterations of a data step without closed form.
@@ -73,16 +74,16 @@ class DiffPIR(Sampler):
         # Noiseless data are given a noise of 1e-3, which keeps the solve well posed.
         noise_std = max(noise_level(self, measurement), 1e-3)
         levels = schedules.with_zero(schedules.polynomial(self.sigma_max, self.sigma_min, self.num_steps))
-        x = operator.solve(operator.adjoint(y), (noise_std / 0.5) ** 2, max_iter=self.max_iter)
+        x = operator.pseudo_inverse(y, (noise_std / 0.5) ** 2, max_iter=self.max_iter)
         if self.temperature > 0:
             x = x + self.temperature * levels[0] * standard_normal(x, generator)
         for step, (sigma, tau) in enumerate(pairwise(levels), start=1):
             # 1. denoise
             denoised = prior.denoise(x, sigma)
-            # 2. proximal data step, as a correction: its right-hand side lies in the range of A^H
-            residual = operator.adjoint(y - operator(denoised))
+            # 2. proximal data step, as a correction
+            residual = y - operator(denoised)
             damping = self.lam * (noise_std / sigma) ** 2
-            consistent = denoised + operator.solve(residual, damping, rtol=1e-4, max_iter=self.max_iter)
+            consistent = denoised + operator.pseudo_inverse(residual, damping, rtol=1e-4, max_iter=self.max_iter)
             # 3. noise to the next level
             if tau > 0 and self.temperature > 0:
                 epsilon = (x - consistent) / sigma

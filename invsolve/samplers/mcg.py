@@ -72,7 +72,7 @@ class MCG(Sampler):
             noised = y + (sigma if self.noised_at == "current" else tau) * standard_normal(y, generator)
             if self.noised_at == "current":  # the VP state at tau, holding VP data of level sigma
                 noised = math.sqrt((1 + tau**2) / (1 + sigma**2)) * noised
-            x = u + operator.solve(operator.adjoint(noised - operator(u)), self.damping)
+            x = u + operator.pseudo_inverse(noised - operator(u), self.damping)
             if report(callback, step, self.num_steps, sigma, x, denoised, "step_size"):
                 return denoised
         return x

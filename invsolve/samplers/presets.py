@@ -55,26 +55,24 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
 
     "auto" takes DPS for a nonlinear operator. For a linear one it takes DiffPIR: at temperature 0 where one picture is
     asked for, which then is an estimate of small squared error rather than a random draw, and at temperature 1 where
-    several are, so that they scatter.
+    several are, so that they scatter. "daps" takes Langevin steps where the operator is not linear. Whether a sampler
+    can serve the operator at all, it says itself when called.
 
     Raises:
-        ValueError: unknown names (the nearest one is suggested), or a sampler that cannot serve the operator.
+        ValueError: unknown names (the nearest one is suggested).
     """
     if isinstance(method, Sampler):
-        sampler = method
-    else:
-        _known("preset", preset, PRESETS)
-        _known("method", method, ("auto", *SAMPLERS))
-        linear = isinstance(measurement.operator, LinearOperator)
-        name = ("diffpir" if linear else "dps") if method == "auto" else method
-        settings = _SETTINGS[name][preset]
-        if method == "auto" and linear and num_samples == 1:
-            settings = settings | _POINT_ESTIMATE
-        sampler = SAMPLERS[name](**settings)
-    if sampler.needs_linear and not isinstance(measurement.operator, LinearOperator):
-        usable = ", ".join(name for name, cls in SAMPLERS.items() if not cls.needs_linear)
-        raise ValueError(f"{sampler.name()} needs a linear operator; for this one use {usable}.")
-    return sampler
+        return method
+    _known("preset", preset, PRESETS)
+    _known("method", method, ("auto", *SAMPLERS))
+    linear = isinstance(measurement.operator, LinearOperator)
+    name = ("diffpir" if linear else "dps") if method == "auto" else method
+    settings = _SETTINGS[name][preset]
+    if method == "auto" and linear and num_samples == 1:
+        settings = settings | _POINT_ESTIMATE
+    if name == "daps" and not linear:
+        settings = settings | {"inner": "langevin"}
+    return SAMPLERS[name](**settings)
 
 
 def _known(what: str, name: str, names: tuple[str, ...]) -> None:

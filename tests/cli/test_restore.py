@@ -226,6 +226,51 @@ def test_does_not_replace_what_it_did_not_make(
     assert precious.read_bytes() != content
 
 
+@pytest.mark.parametrize("name", ["a_sample01.png", "a_spread.png", "a_degraded.png", "a.png.json"])
+@pytest.mark.parametrize("content", [b"precious", b'{"versions": "invsolve"}', b'{"versions": null}'])
+def test_nothing_in_the_way_is_lost(
+    options: RestoreOptions, picture: Any, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    picture("a.png")
+    Path("restored").mkdir()
+    precious = Path("restored", name)
+    precious.write_bytes(content)
+    settings = replace(options, samples=2, degrade=True)
+    assert restore.run(settings) == 2
+    err = capsys.readouterr().err
+    assert f"restored/{name} exists and was not made by invsolve" in err
+    assert "--force" in err
+    assert precious.read_bytes() == content
+    assert files() == {name}
+    assert restore.run(replace(settings, force=True)) == 0
+    assert precious.read_bytes() != content
+    assert restore.run(replace(settings, seed=1)) == 0
+
+
+def test_a_file_beside_own_results_is_not_lost(
+    options: RestoreOptions, picture: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("a.png")
+    assert restore.run(options) == 0
+    made = Path("restored/a.png.json").read_bytes()
+    precious = picture("restored/a_spread.png", "L")
+    content = precious.read_bytes()
+    assert restore.run(replace(options, samples=2)) == 2
+    assert "a_spread.png exists" in capsys.readouterr().err
+    assert precious.read_bytes() == content
+    assert Path("restored/a.png.json").read_bytes() == made
+    assert restore.run(replace(options, seed=1)) == 0  # writes no spread
+
+
+def test_own_results_are_replaced_whatever_the_number_of_samples(options: RestoreOptions, picture: Any) -> None:
+    picture("a.png")
+    for samples in (3, 1, 2, 3):
+        assert restore.run(replace(options, samples=samples)) == 0
+        made = record("restored/a.png.json")
+        assert {*made["outputs"], *made.get("earlier_outputs", ()), "a.png.json"} == files()
+    assert "earlier_outputs" not in made
+
+
 def test_one_bad_file_does_not_stop_the_rest(
     options: RestoreOptions, picture: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +291,8 @@ def test_one_bad_file_does_not_stop_the_rest(
     ("changes", "message"),
     [
         ({"task": "deblurr"}, "did you mean 'deblur'"),
+        ({"task": "deblurr", "blur_sigma": 1.0}, "did you mean 'deblur'"),
+        ({"task": "inpiant", "mask": Path("a.png")}, "did you mean 'inpaint'"),
         ({"method": "dpss"}, "did you mean 'dps'"),
         ({"preset": "quick"}, "fast, balanced, best"),
         ({"device": "tpu"}, "doctor"),
@@ -383,3 +430,75 @@ def test_unexpected_errors_are_reported_with_their_kind(
     monkeypatch.setattr(restore, "restore_photo", broken)
     assert restore.run(replace(options, inputs=("a.png", "b.png"))) == 2
     assert capsys.readouterr().err.count("ZeroDivisionError: odd") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:119] err == 0. "
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+            ),
+            "use a smaller --tile or fewer --samples.",
+        ),
+        (MemoryError(), "use a smaller --tile or fewer --samples."),
+        (torch.OutOfMemoryError("CUDA out of memory."), "use a smaller --tile or fewer --samples or --device cpu."),
+    ],
+)
+def test_too_little_memory(
+    options: RestoreOptions,
+    picture: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    remedy: str,
+) -> None:
+    picture("a.png")
+
+    def large(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(restore, "restore_photo", large)
+    assert restore.run(replace(options, samples=4)) == 2
+    assert capsys.readouterr().err == f"error: a.png needs more memory than there is; {remedy}\n"
+    assert restore.run(options) == 2
+    assert "--samples" not in capsys.readouterr().err
+
+
+def test_what_torch_says_without_memory(
+    options: RestoreOptions, picture: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("a.png")
+    monkeypatch.setattr(restore, "restore_photo", lambda *args: torch.empty(1 << 60, dtype=torch.uint8))
+    assert restore.run(options) == 2
+    assert "more memory than there is; use a smaller --tile." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_are_not_copied(
+    options: RestoreOptions, picture: Any, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    from invsolve.cli import one_photo
+    from invsolve.cli.progress import Reporter
+    from invsolve.cli.tasks import LoadedPrior
+    from invsolve.inference import Posterior, SolveInfo
+    from invsolve.problems.photo import Denoise
+
+    drawn = torch.rand(samples, 1, 3, 20, 24)
+    info = SolveInfo("fixed", {}, 0, 0, 0.0, 0, 0.1, [[1.0]] * samples, "", "cpu", "auto", "0")
+    monkeypatch.setattr(one_photo, "solve", lambda *args, **rest: Posterior(drawn, info))
+    settings = replace(options, samples=samples)
+    photo, prior = read_photo(picture("a.png")), LoadedPrior.of(options.prior)
+    with Reporter(True, 1) as reporter:
+        restored = one_photo.restore_photo(photo, Denoise(), settings, prior, "a.png", reporter)
+    memory = drawn.numpy()
+    assert all(np.shares_memory(image, memory) for image in restored.samples)
+    assert np.shares_memory(restored.mean, memory) == (samples == 1)
+    np.testing.assert_array_equal(restored.samples[-1], memory[-1, 0].transpose(1, 2, 0))
+    np.testing.assert_allclose(restored.mean, memory[:, 0].mean(0).transpose(1, 2, 0), rtol=1e-6)
+    np.testing.assert_allclose(restored.spread, _spread(memory).transpose(1, 2, 0), atol=1e-6)
+
+
+def _spread(samples: np.ndarray) -> np.ndarray:
+    return samples[:, 0].std(0, ddof=1) if len(samples) > 1 else np.zeros(samples.shape[2:])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from invsolve.operators import LinearOperator, dot_test, registry
+from invsolve.operators import Identity, LinearOperator, dot_test, registry
 
 CASES = [
     pytest.param(entry.name, index, id=f"{entry.name}-{index}")
@@ -101,10 +101,52 @@ def test_solve_against_conjugate_gradients(operator, relative):
     assert relative(operator.solve(rhs, DAMPING), result.x) < 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_pseudo_inverse_against_dense(operator, dense, relative, dtype):
+    """In closed form float32 does not lose digits to a small damping; iterations need not get there."""
+    if dtype == torch.float32:
+        if operator.solve_method == LinearOperator.solve_method:
+            pytest.skip("no closed form")
+        operator = operator.float()
+    u, s, vt = torch.linalg.svd(dense(copy.deepcopy(operator).double()), full_matrices=False)
+    s = torch.where(s > 1e-12 * s.max(), s, 0)  # round-off of the decomposition, which a small damping would enlarge
+    y = torch.randn((3, *operator.out_shape), generator=torch.Generator().manual_seed(1)).to(dtype)
+    for damping in (1e-7, 1e-3, 0.1):
+        exact = (y.double().flatten(1) @ u * (s / (s**2 + damping))) @ vt
+        for shift in (damping, torch.full((3,), damping, dtype=dtype)):
+            x = operator.pseudo_inverse(y, shift)
+            assert x.dtype == dtype
+            assert relative(x.double().flatten(1), exact) < (1e-9 if dtype == torch.float64 else 1e-4), damping
+
+
+def test_pseudo_inverse_of_scaled_and_composed(operator, dense, relative):
+    scaled = -3.0 * operator
+    composed = operator @ Identity(operator.in_shape)
+    y = measurements(operator)
+    matrix = dense(operator)
+    for candidate, table in ((scaled, -3 * matrix), (composed, matrix)):
+        shifted = table @ table.T + 0.2 * torch.eye(len(table), dtype=torch.float64)
+        exact = torch.linalg.solve(shifted, y.flatten(1).T).T @ table
+        assert relative(candidate.pseudo_inverse(y, 0.2).flatten(1), exact) < 1e-9
+
+
+def test_gradient_of_pseudo_inverse(operator):
+    y = measurements(operator, 2).requires_grad_()
+    damping = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda v: operator.pseudo_inverse(v, damping), (y,), fast_mode=True)
+
+
 def test_norm(operator, dense):
     exact = float(torch.linalg.matrix_norm(dense(operator), 2))
     assert operator.norm() == pytest.approx(exact, rel=1e-3)
     assert operator.norm() == operator.norm()
+
+
+def test_a_rough_norm_does_not_replace_the_exact_one(name, index, operator):
+    rough = operator.norm(iterations=2, rtol=0.5)
+    other = registry.get(name).examples()[index]
+    assert operator.norm() == other.norm()
+    assert other.norm(iterations=2, rtol=0.5) == rough
 
 
 def test_calls_leave_no_trace(operator):

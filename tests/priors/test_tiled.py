@@ -7,6 +7,7 @@ lattice, no margin thrown away, a weight of 1e-6 there, last tile left out, leve
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -73,11 +74,18 @@ def test_small_images_are_not_tiled() -> None:
 def test_no_tile_is_larger_than_asked_and_all_pixels_are_covered() -> None:
     prior = Blur()
     TiledPrior(prior, 64, 16).denoise(noise(1, 1, 100, 160), 1.0)
-    assert len(prior.calls) == 3 * 5  # steps of 32: starts below 100 - 16 and 160 - 16
+    assert len(prior.calls) == 3 * 4  # steps of 32, until 100 and 160 are reached
     assert max(shape[-1] for shape in prior.calls) == 64
     assert max(shape[-2] for shape in prior.calls) == 64
-    starts = [start for start, _ in TiledPrior(prior, 512, 64)._spans(5000)]
-    assert all(start % 32 == 0 for start in starts)
+
+
+@pytest.mark.parametrize("size", [513, 700, 961, 1024, 1056, 1057, 5000])
+def test_starts_lie_on_the_lattice_and_the_last_tile_is_nearly_full(size: int) -> None:
+    spans = TiledPrior(Blur(), 512, 64)._spans(size)
+    assert all(start % 32 == 0 for start, _ in spans)
+    assert spans[-1][1] == size
+    assert all(stop - start > 512 - 32 for start, stop in spans)
+    assert all(stop - start >= 64 for (_, stop), (start, _) in pairwise(spans))
 
 
 def test_constant_images_stay_constant() -> None:
@@ -96,6 +104,27 @@ def test_the_gradient_passes_through_the_tiles() -> None:
     (whole,) = torch.autograd.grad((weights * Blur().denoise(x, 1.0)).sum(), x)
     (tiled,) = torch.autograd.grad((weights * TiledPrior(Blur(), 64, 16).denoise(x, 1.0)).sum(), x)
     torch.testing.assert_close(whole, tiled, rtol=1e-10, atol=1e-10)
+
+
+def test_with_gradients_the_memory_of_one_tile_is_enough(randomised: MakePrior) -> None:
+    """What the forward pass keeps for the backward pass does not grow with the network."""
+    prior = randomised(UNetConfig(1, (4, 8), (1, 1), 16))
+    x = noise(1, 1, 200, 90).float().requires_grad_()
+    tiled = TiledPrior(prior, 96, 32)
+    kept = 0
+
+    def pack(value: Tensor) -> Tensor:
+        nonlocal kept
+        kept += value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        denoised = tiled.denoise(x, 0.5)
+    assert kept < 10 * x.numel()
+    (gradient,) = torch.autograd.grad(denoised.square().sum(), x)
+    plain = prior.denoise(x[..., :96, :], 0.5)
+    (wanted,) = torch.autograd.grad(plain.square().sum(), x)
+    torch.testing.assert_close(gradient[..., :40, :], wanted[..., :40, :], rtol=1e-3, atol=1e-4)
 
 
 def test_it_models_what_its_prior_models(randomised: MakePrior) -> None:

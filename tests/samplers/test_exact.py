@@ -136,7 +136,7 @@ def daps_law(sampler: DAPS, tau: float) -> tuple[Tensor, Tensor]:
 
 
 def diffpir_law(sampler: DiffPIR, noise_std: float) -> tuple[Tensor, Tensor]:
-    """v = P D + (I - P) y with P = lam (noise/sigma)^2 / (A^T A + lam (noise/sigma)^2), then T (sqrt(1-z) eps + sqrt(z) n)."""
+    """v = P D + (I-P) y, P = lam (noise/sigma)^2 / (A^T A + lam (noise/sigma)^2), T (sqrt(1-z) eps + sqrt(z) n)."""
     position = torch.arange(sampler.num_steps, dtype=torch.float64) / (sampler.num_steps - 1)
     first, last = sampler.sigma_max ** (1 / 7), sampler.sigma_min ** (1 / 7)
     levels = [*((first + position * (last - first)) ** 7).tolist(), 0.0]

@@ -50,10 +50,10 @@ def doubled_data_term(patch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def no_projection(patch: pytest.MonkeyPatch, module: str) -> None:
-    def nothing(self: Mask, rhs: Tensor, damping: Any) -> Tensor:
-        return torch.zeros_like(rhs)
+    def nothing(self: Mask, y: Tensor, damping: Any) -> Tensor:
+        return torch.zeros_like(y)
 
-    patch.setattr(Mask, "solve", nothing)
+    patch.setattr(Mask, "pseudo_inverse", nothing)
 
 
 MUTANTS = [

@@ -100,8 +100,14 @@ def test_unknown_names(method: str, preset: str, sentence: str) -> None:
 
 @pytest.mark.parametrize("method", ["dds", "mcg", DDS(), MCG()])
 def test_linear_methods_refuse_a_nonlinear_operator(method: str | Sampler) -> None:
-    with pytest.raises(ValueError, match=r"(dds|mcg) needs a linear operator; for this one use .*dps"):
-        choose(method, "fast", measurement(Square()))
+    prior = GaussianPrior(torch.zeros(1, 2, 2, dtype=torch.float64), 0.25)
+    with pytest.raises(ValueError, match=r"(dds|mcg) needs a linear operator, Square is not; dps and daps"):
+        choose(method, "fast", measurement(Square()))(measurement(Square()), prior)
+
+
+def test_daps_by_name_takes_langevin_steps_where_the_operator_is_not_linear() -> None:
+    inner = [choose("daps", "fast", measurement(operator)).settings()["inner"] for operator in (None, Square())]
+    assert inner == ["exact", "langevin"]
 
 
 def test_daps_asks_for_langevin_where_the_operator_is_not_linear() -> None:

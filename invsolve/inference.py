@@ -147,13 +147,13 @@ def solve(
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
         method: "auto", a sampler's name ("dps", "mcg", "dds", "daps", "diffpir"), or a sampler object with its own
-            settings. "auto" gives a point estimate for `num_samples=1` and scattering samples for more; see
+            settings. "auto" gives a point estimate for one sample of a mask or of denoising, and random draws otherwise; see
             `invsolve.samplers.presets.choose`.
         preset: "fast", "balanced" or "best"; how many evaluations a method given by name may spend.
         num_samples: posterior samples per image.
         seed: image b uses seed + b, or the b-th of a sequence. Sample k of an image depends on the image's seed and k
-            alone, not on the batch or on how many samples are drawn. The exception is method "auto", which gives a
-            point estimate for one sample and random draws for several.
+            alone, not on the batch or on how many samples are drawn. The exception is method "auto" with a
+            mask or with denoising: a point estimate for one sample, random draws for several.
         device: "auto" (CUDA if there is one), "cpu", "cuda", ...
         dtype: arithmetic of a shipped or loaded network: "auto" (bfloat16 where the hardware computes it), "float32",
             "bfloat16". Physics is always at least float32.

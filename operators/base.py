@@ -110,11 +110,13 @@ class LinearOperator(Operator):
     structure allows something cheaper. Images may be real while measurements are complex: the adjoint is then the
     one of the real inner product Re<A x, y> = <x, A^H y>.
 
+    `pixelwise` says that every entry of y comes from a single pixel (one or all of its channels), as for masks.
     `row_gram` is c where A A^H = c I is known (masks aside from their zero rows, orthonormal transforms, averages
     of disjoint pixels); solves of compositions use it. None elsewhere.
     """
 
     row_gram: float | None = None
+    pixelwise: bool = False
     solve_method: str = "conjugate gradient"
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -303,6 +305,7 @@ class Composed(LinearOperator):
             )
         super().__init__(inner_operator.in_shape, outer.out_shape)
         self.outer, self.inner = outer, inner_operator
+        self.pixelwise = outer.pixelwise and inner_operator.pixelwise
         if outer.row_gram is not None and inner_operator.row_gram is not None:
             self.row_gram = outer.row_gram * inner_operator.row_gram
         self._reduces = inner_operator.row_gram is not None and outer.solve_method != LinearOperator.solve_method
@@ -366,6 +369,7 @@ class Scaled(LinearOperator):
             raise ValueError(f"cannot scale an operator by {factor}; expected a finite number other than 0.")
         super().__init__(operator.in_shape, operator.out_shape)
         self.factor, self.operator = factor, operator
+        self.pixelwise = operator.pixelwise
         self.solve_method = operator.solve_method
         if operator.row_gram is not None:
             self.row_gram = factor**2 * operator.row_gram

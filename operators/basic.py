@@ -23,6 +23,7 @@ class Identity(LinearOperator):
     """
 
     row_gram = 1.0
+    pixelwise = True
     solve_method = "closed form (diagonal)"
 
     def __init__(self, in_shape: Sequence[int]) -> None:
@@ -79,6 +80,7 @@ class Mask(LinearOperator):
         ValueError: the mask does not fit the image, holds nothing or is not finite.
     """
 
+    pixelwise = True
     solve_method = "closed form (diagonal)"
     mask: Tensor
 
@@ -172,6 +174,7 @@ class Grayscale(LinearOperator):
         dtype: floating-point type of the stored weights.
     """
 
+    pixelwise = True
     solve_method = "closed form (orthogonal rows)"
     weights: Tensor
 

@@ -33,6 +33,7 @@ class Weighted(LinearOperator):
         if not bool((torch.isfinite(weights) & (weights > 0)).all()):
             raise ValueError("weights must be finite and > 0; leave entries out with a Mask instead.")
         self.operator = operator
+        self.pixelwise = operator.pixelwise
         self.register_buffer("weights", weights.expand(operator.out_shape).clone())
 
     @property

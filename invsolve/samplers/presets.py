@@ -20,9 +20,9 @@ PRESETS = ("fast", "balanced", "best")
 
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "dps": {
-        "fast": {"num_steps": 25, "step_size": 15.0},
-        "balanced": {"num_steps": 100, "step_size": 6.0},
-        "best": {"num_steps": 1000, "step_size": 0.6},
+        "fast": {"num_steps": 25, "step_size": 12.0},
+        "balanced": {"num_steps": 100, "step_size": 3.0},
+        "best": {"num_steps": 1000, "step_size": 0.3},
     },
     "mcg": {
         "fast": {"num_steps": 25, "step_size": 40.0},
@@ -35,9 +35,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 100},
     },
     "diffpir": {
-        "fast": {"num_steps": 15},
-        "balanced": {"num_steps": 40},
-        "best": {"num_steps": 200},
+        "fast": {"num_steps": 15, "sigma_max": 2.0, "lam": 0.6},
+        "balanced": {"num_steps": 40, "sigma_max": 2.0, "lam": 0.6},
+        "best": {"num_steps": 200, "sigma_max": 2.0, "lam": 0.6},
     },
     "daps": {
         "fast": {"num_steps": 25, "ode_steps": 1, "sigma_max": 3.0, "sigma_min": 0.03, "prior_std": 0.1},
@@ -47,15 +47,16 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-_POINT_ESTIMATE = {"temperature": 0.0, "sigma_max": 1.0, "lam": 0.4}
+_DETERMINISTIC = {"temperature": 0.0, "sigma_max": 1.0, "lam": 0.4}
 
 
 def choose(method: str | Sampler, preset: str, measurement: Measurement, num_samples: int = 1) -> Sampler:
     """The sampler for a method name and preset, or the given sampler itself.
 
-    "auto" takes DPS for a nonlinear operator. For a linear one it takes DiffPIR: at temperature 0 where one picture is
-    asked for, which then is an estimate of small squared error rather than a random draw, and at temperature 1 where
-    several are, so that they scatter. "daps" takes Langevin steps where the operator is not linear. Whether a sampler
+    "auto" takes DPS for a nonlinear operator and DiffPIR for a linear one. Where one picture is asked for and the
+    operator works pixel by pixel (denoising, inpainting, colouring), it runs DiffPIR at temperature 0, whose result is
+    an estimate of small squared error rather than a random draw; for blur and decimation the draws at temperature 1
+    measured better even singly (docs/benchmarks.md). "daps" takes Langevin steps where the operator is not linear. Whether a sampler
     can serve the operator at all, it says itself when called.
 
     Raises:
@@ -65,11 +66,12 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
         return method
     _known("preset", preset, PRESETS)
     _known("method", method, ("auto", *SAMPLERS))
-    linear = isinstance(measurement.operator, LinearOperator)
+    operator = measurement.operator
+    linear = isinstance(operator, LinearOperator)
     name = ("diffpir" if linear else "dps") if method == "auto" else method
     settings = _SETTINGS[name][preset]
-    if method == "auto" and linear and num_samples == 1:
-        settings = settings | _POINT_ESTIMATE
+    if method == "auto" and num_samples == 1 and isinstance(operator, LinearOperator) and operator.pixelwise:
+        settings = settings | _DETERMINISTIC
     if name == "daps" and not linear:
         settings = settings | {"inner": "langevin"}
     return SAMPLERS[name](**settings)

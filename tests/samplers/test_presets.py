@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invsolve.inference import CountedPrior
-from invsolve.operators import GaussianNoise, MatrixOperator, Measurement, Operator, PoissonNoise
+from invsolve.operators import GaussianNoise, Mask, MatrixOperator, Measurement, Operator, PoissonNoise
 from invsolve.priors import GaussianPrior
 from invsolve.samplers import DAPS, DDS, DPS, MCG, DiffPIR, DivergenceError, Sampler
 from invsolve.samplers.base import linear_operator, noise_level, report, start
@@ -71,7 +71,9 @@ def test_every_sampler_has_its_presets() -> None:
 
 
 def test_automatic_choice() -> None:
-    one, several = choose("auto", "fast", measurement()), choose("auto", "fast", measurement(), num_samples=2)
+    assert isinstance(choose("auto", "fast", measurement()), DiffPIR)
+    mask = measurement(Mask(torch.eye(2), (1, 2, 2), dtype=torch.float64))
+    one, several = choose("auto", "fast", mask), choose("auto", "fast", mask, num_samples=2)
     assert isinstance(one, DiffPIR)
     assert isinstance(several, DiffPIR)
     assert (one.temperature, several.temperature) == (0, 1)

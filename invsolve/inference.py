@@ -147,8 +147,8 @@ def solve(
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
         method: "auto", a sampler's name ("dps", "mcg", "dds", "daps", "diffpir"), or a sampler object with its own
-            settings. "auto" gives a point estimate for one sample of a mask or of denoising, and random draws otherwise; see
-            `invsolve.samplers.presets.choose`.
+            settings. "auto" gives a point estimate for one sample of a mask or of denoising, and random draws
+            otherwise; see `invsolve.samplers.presets.choose`.
         preset: "fast", "balanced" or "best"; how many evaluations a method given by name may spend.
         num_samples: posterior samples per image.
         seed: image b uses seed + b, or the b-th of a sequence. Sample k of an image depends on the image's seed and k

@@ -106,8 +106,8 @@ def restore(
             "--samples",
             rich_help_panel=HOW,
             help="With 1 and --method auto, denoise, inpaint and colorize give a point estimate of small squared "
-            "error, not a random draw. With more, NAME is the mean of that many posterior samples, NAME_sample01, ... are the samples, "
-            "and NAME_spread.png shows where they differ.",
+            "error, not a random draw. With more, NAME is the mean of that many posterior samples, "
+            "NAME_sample01, ... are the samples, and NAME_spread.png shows where they differ.",
         ),
     ] = 1,
     prior: Annotated[

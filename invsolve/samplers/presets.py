@@ -56,8 +56,8 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
     "auto" takes DPS for a nonlinear operator and DiffPIR for a linear one. Where one picture is asked for and the
     operator works pixel by pixel (denoising, inpainting, colouring), it runs DiffPIR at temperature 0, whose result is
     an estimate of small squared error rather than a random draw; for blur and decimation the draws at temperature 1
-    measured better even singly (docs/benchmarks.md). "daps" takes Langevin steps where the operator is not linear. Whether a sampler
-    can serve the operator at all, it says itself when called.
+    measured better even singly (docs/benchmarks.md). "daps" takes Langevin steps where the operator is not
+    linear. Whether a sampler can serve the operator at all, it says itself when called.
 
     Raises:
         ValueError: unknown names (the nearest one is suggested).

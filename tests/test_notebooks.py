@@ -61,7 +61,8 @@ def test_quickstart(executed: Any) -> None:
     text = printed(executed)
     residuals = re.search(r"of each sample: \[(.*)\]", text)
     assert residuals is not None
-    assert all(0.7 < float(value) < 1.3 for value in residuals[1].split(","))
+    # DiffPIR's data step is a mode, not a draw: it follows the noise of the known pixels to some degree.
+    assert all(0.4 < float(value) < 1.1 for value in residuals[1].split(","))
     decibels = [float(value) for value in re.findall(r"([\d.]+) dB", text)]
     measured, *samples, mean = decibels
     assert len(samples) == 4

@@ -98,7 +98,13 @@ def test_quiet_says_nothing(tiny_prior: Path, picture: Any) -> None:
 def interrupted(number: int, *arguments: object, waits_for: str) -> tuple[int, str, str]:
     """(exit status, rest of stdout, stderr) of a command that gets a signal once it has printed `waits_for`."""
     process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A suite that a script started in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, Scaled
+from invsolve.operators.algebra import Scaled
+from invsolve.operators.base import LinearOperator, Operator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import GaussianNoise
 

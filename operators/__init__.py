@@ -3,7 +3,8 @@
 if __name__ != "invsolve.operators":
     raise ImportError(f"import invsolve.operators, not {__name__!r}")
 
-from invsolve.operators.base import LinearOperator, Operator, SolveWarning, Stack, dot_test, stack
+from invsolve.operators.algebra import Stack, stack
+from invsolve.operators.base import LinearOperator, Operator, SolveWarning, dot_test
 from invsolve.operators.basic import (
     FunctionOperator,
     Grayscale,

@@ -1,4 +1,4 @@
-"""Base classes of all forward operators, and the algebra that combines them."""
+"""Base classes of all forward operators; `algebra` holds what their arithmetic makes."""
 
 from __future__ import annotations
 
@@ -234,9 +234,13 @@ class LinearOperator(Operator):
     @property
     def T(self) -> LinearOperator:  # noqa: N802 - the field's notation
         """The adjoint as an operator."""
+        from invsolve.operators.algebra import Transposed
+
         return Transposed(self)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        from invsolve.operators.algebra import Composed
+
         return Composed(self, other)
 
     @overload
@@ -244,17 +248,25 @@ class LinearOperator(Operator):
     @overload
     def __mul__(self, other: Any) -> Any: ...
     def __mul__(self, other: Any) -> Any:
+        from invsolve.operators.algebra import Scaled
+
         return Scaled(float(other), self) if isinstance(other, int | float) else NotImplemented
 
     __rmul__ = __mul__
 
     def __neg__(self) -> LinearOperator:
+        from invsolve.operators.algebra import Scaled
+
         return Scaled(-1.0, self)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        from invsolve.operators.algebra import Sum
+
         return Sum(self, other)
 
     def __sub__(self, other: LinearOperator) -> LinearOperator:
+        from invsolve.operators.algebra import Scaled, Sum
+
         return Sum(self, Scaled(-1.0, other))
 
 
@@ -292,213 +304,6 @@ class _ImplicitSolve(torch.autograd.Function):
 def coisometry_solve(operator: LinearOperator, rhs: Tensor, damping: Tensor, gram: float) -> Tensor:
     """(A^H A + damping I)^-1 rhs where A A^H = gram I, by the Woodbury identity; damping is (B, 1, ...)."""
     return (rhs - operator.normal(rhs) / (gram + damping)) / damping
-
-
-class Composed(LinearOperator):
-    """A @ B: first B, then A."""
-
-    def __init__(self, outer: LinearOperator, inner_operator: LinearOperator) -> None:
-        if outer.in_shape != inner_operator.out_shape:
-            raise ValueError(
-                f"cannot compose: {type(outer).__name__} takes {outer.in_shape}, "
-                f"{type(inner_operator).__name__} gives {inner_operator.out_shape}."
-            )
-        super().__init__(inner_operator.in_shape, outer.out_shape)
-        self.outer, self.inner = outer, inner_operator
-        self.pixelwise = outer.pixelwise and inner_operator.pixelwise
-        if outer.row_gram is not None and inner_operator.row_gram is not None:
-            self.row_gram = outer.row_gram * inner_operator.row_gram
-        self._reduces = inner_operator.row_gram is not None and outer.solve_method != LinearOperator.solve_method
-        if self._reduces:
-            self.solve_method = f"{outer.solve_method} behind orthogonal rows"
-
-    @property
-    def num_measured(self) -> int:
-        return self.outer.num_measured
-
-    def restrict(self, y: Tensor) -> Tensor:
-        return self.outer.restrict(y)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(self.inner(x))  # type: ignore[no-any-return]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.inner.adjoint(self.outer.adjoint(y))
-
-    def normal(self, x: Tensor) -> Tensor:
-        return self.inner.adjoint(self.outer.normal(self.inner(x)))
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        gram = self.inner.row_gram
-        if not self._reduces or gram is None:
-            return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
-        # With B B^H = c I the system splits into the range of B^H, where it is A's own, and the null space of B.
-        shift = per_entry(damping, rhs)
-        reduced = self.inner(rhs) / gram
-        inside = self.outer.solve(reduced, (shift / gram).flatten()) / gram
-        return self.inner.adjoint(inside - reduced / shift) + rhs / shift
-
-    def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
-    ) -> Tensor:
-        gram = self.inner.row_gram
-        if gram is None:
-            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
-        return self.inner.adjoint(self.outer.pseudo_inverse(y, damping / gram, rtol=rtol, max_iter=max_iter)) / gram
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        gram = self.inner.row_gram
-        if gram is None:
-            return super().norm(iterations, rtol, device=device)
-        return math.sqrt(gram) * self.outer.norm(iterations, rtol, device=device)
-
-
-class Scaled(LinearOperator):
-    """a A for a real number a."""
-
-    def __init__(self, factor: float, operator: LinearOperator) -> None:
-        if not math.isfinite(factor) or factor == 0:
-            raise ValueError(f"cannot scale an operator by {factor}; expected a finite number other than 0.")
-        super().__init__(operator.in_shape, operator.out_shape)
-        self.factor, self.operator = factor, operator
-        self.pixelwise = operator.pixelwise
-        self.solve_method = operator.solve_method
-        if operator.row_gram is not None:
-            self.row_gram = factor**2 * operator.row_gram
-
-    @property
-    def num_measured(self) -> int:
-        return self.operator.num_measured
-
-    def restrict(self, y: Tensor) -> Tensor:
-        return self.operator.restrict(y)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * self.operator(x)  # type: ignore[no-any-return]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.factor * self.operator.adjoint(y)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return self.factor**2 * self.operator.normal(x)
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return abs(self.factor) * self.operator.norm(iterations, rtol, device=device)
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        square = self.factor**2
-        return self.operator.solve(rhs / square, damping / square, x0=x0, rtol=rtol, max_iter=max_iter)
-
-    def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
-    ) -> Tensor:
-        shift = damping / self.factor**2
-        return self.operator.pseudo_inverse(y, shift, rtol=rtol, max_iter=max_iter) / self.factor
-
-
-class Sum(LinearOperator):
-    """A + B."""
-
-    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
-        if first.in_shape != second.in_shape or first.out_shape != second.out_shape:
-            raise ValueError(
-                f"cannot add operators {first.in_shape} -> {first.out_shape} and "
-                f"{second.in_shape} -> {second.out_shape}."
-            )
-        super().__init__(first.in_shape, first.out_shape)
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.first(x) + self.second(x)  # type: ignore[no-any-return]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.first.adjoint(y) + self.second.adjoint(y)
-
-
-class Transposed(LinearOperator):
-    """A^H as an operator of its own."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        super().__init__(operator.out_shape, operator.in_shape)
-        self.operator = operator
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operator.adjoint(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.operator(y)  # type: ignore[no-any-return]
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return self.operator.norm(iterations, rtol, device=device)
-
-    @property
-    def T(self) -> LinearOperator:  # noqa: N802
-        return self.operator
-
-
-class Stack(LinearOperator):
-    """Several measurements of one image, flattened and joined into one vector per batch entry.
-
-    Args:
-        operators: at least one, all with the same `in_shape`.
-    """
-
-    def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        if not operators:
-            raise ValueError("stack needs at least one operator.")
-        shapes = {op.in_shape for op in operators}
-        if len(shapes) > 1:
-            raise ValueError(f"stacked operators take different images: {sorted(shapes)}.")
-        self._sizes = [math.prod(op.out_shape) for op in operators]
-        super().__init__(operators[0].in_shape, (sum(self._sizes),))
-        self.operators = nn.ModuleList(operators)
-
-    @property
-    def num_measured(self) -> int:
-        return sum(op.num_measured for op in self.operators)  # type: ignore[misc]
-
-    def restrict(self, y: Tensor) -> Tensor:
-        return self.join([op.restrict(part) for op, part in zip(self.operators, self.split(y), strict=True)])  # type: ignore[operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join([op(x) for op in self.operators])
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        parts = zip(self.operators, self.split(y), strict=True)
-        return torch.stack([op.adjoint(part) for op, part in parts]).sum(0)  # type: ignore[operator]
-
-    def normal(self, x: Tensor) -> Tensor:
-        return torch.stack([op.normal(x) for op in self.operators]).sum(0)  # type: ignore[operator]
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Measurements of the single operators -> one (B, m) tensor."""
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-    def split(self, y: Tensor) -> list[Tensor]:
-        """The inverse of `join`."""
-        pieces = torch.split(y, self._sizes, dim=1)
-        return [p.reshape(len(y), *op.out_shape) for p, op in zip(pieces, self.operators, strict=True)]  # type: ignore[misc]
-
-
-def stack(operators: Sequence[LinearOperator]) -> Stack:
-    """Operators applied side by side to one image; see `Stack`."""
-    return Stack(operators)
 
 
 def dot_test(operator: LinearOperator, *, batch: int = 2, seed: int = 0, dtype: torch.dtype | None = None) -> float:

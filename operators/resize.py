@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import Composed, LinearOperator, Operator, coisometry_solve, derived
+from invsolve.operators.algebra import Composed
+from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived
 from invsolve.operators.blur import Blur
 from invsolve.operators.cg import per_entry
 from invsolve.operators.registry import register

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from invsolve.operators import Blur, Downsample, dot_test, gaussian_kernel, resize
-from invsolve.operators.base import Composed
+from invsolve.operators.algebra import Composed
 from invsolve.operators.resize import DecimatedBlur
 
 F64 = torch.float64

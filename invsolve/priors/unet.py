@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invsolve.priors.base import Prior, expand_sigma
+from invsolve.priors.conversions import edm_coefficients
 
 FORMAT = "invsolve-unet-1"
 
@@ -148,13 +149,11 @@ class UNetPrior(Prior):
 
     def precondition(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D = c_skip x + c_out F(c_in x, c_noise); sides of `x` are multiples of the network's stride."""
-        variance, data = sigma**2, self.config.sigma_data
-        total = variance + data**2
-        c_skip, c_out, c_in = data**2 / total, sigma * data / total.sqrt(), 1 / total.sqrt()
+        c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, self.config.sigma_data)
         inputs = (c_in * x).to(torch.float32).contiguous(memory_format=torch.channels_last)
         dtype = self.dtype or fast_dtype(x.device)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            output: Tensor = self.network(inputs, (sigma.flatten().log() / 4).to(torch.float32))
+            output: Tensor = self.network(inputs, c_noise.flatten().to(torch.float32))
         return c_skip * x + c_out * output.to(x.dtype)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = True, notes: dict[str, str] | None = None) -> None:

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import Operator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
@@ -76,13 +75,12 @@ def residual_gradient(
     measurement: Measurement, prior: Prior, x: Tensor, sigma: float, clip: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
     """D(x, sigma) and the gradient of || y - A D ||_2 with respect to x, one norm per batch entry; both detached."""
-    operator: Operator = measurement.operator
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         denoised = prior.denoise(x, sigma)
         if clip is not None:
             denoised = denoised.clamp(*clip)
-        residual = (measurement.y - operator(denoised)).flatten(1)
+        residual = (measurement.y - measurement.operator(denoised)).flatten(1)
         # The norm has no gradient at 0; the floor keeps it finite there.
         norms = residual.abs().square().sum(1).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
         (gradient,) = torch.autograd.grad(norms.sum(), x)

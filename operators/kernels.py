@@ -56,37 +56,65 @@ def finite_kernel(kernel: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Te
     return values
 
 
-def gaussian_kernel(std: float | tuple[float, float], size: int | tuple[int, int] | None = None) -> Tensor:
+def gaussian_kernel(
+    std: float | tuple[float, float], size: int | tuple[int, int] | None = None, angle: float = 0.0
+) -> Tensor:
     """Gaussian, cut off at 4 standard deviations.
 
     `gaussian_kernel(3, 61)` is the kernel of the FFHQ deblurring benchmark (Chung et al. 2023, DPS): SciPy's Gaussian
-    filter of a single 1, non-zero on 25 x 25 of its 61 x 61 pixels.
+    filter of a single 1, non-zero on 25 x 25 of its 61 x 61 pixels. `gaussian_kernel((1, 20), 9)` is the anisotropic
+    blur of DDRM (arXiv 2201.11793).
 
     Args:
         std: standard deviation in pixels, > 0; a pair (vertical, horizontal) for an anisotropic blur.
         size: side length in pixels, or a pair (kh, kw); the smallest odd size that holds 4 std if None. A smaller
             size cuts the Gaussian off sooner. The peak lies at size // 2.
+        angle: turns an anisotropic Gaussian, degrees counter-clockwise as seen on the screen: the horizontal standard
+            deviation then lies along this direction, as the motion of `motion_kernel` does.
 
     Returns:
         float32 tensor (kh, kw), sum 1.
 
     Raises:
-        ValueError: a standard deviation that is not positive, a size < 1.
+        ValueError: a standard deviation that is not positive, a size < 1, or an angle that is not finite.
     """
     stds = std if isinstance(std, tuple) else (std, std)
     sizes = size if isinstance(size, tuple) else (size, size)
-    rows, columns = (_gaussian_taps(float(s), n) for s, n in zip(stds, sizes, strict=True))
-    return _unit_sum(torch.outer(rows, columns))
+    if not math.isfinite(angle):
+        raise ValueError(f"angle is {angle}; expected degrees.")
+    if angle % 180 == 0 or stds[0] == stds[1]:
+        rows, columns = (_gaussian_taps(float(s), n) for s, n in zip(stds, sizes, strict=True))
+        return _unit_sum(torch.outer(rows, columns))
+    return _turned_gaussian(stds, sizes, math.radians(angle))
+
+
+def _turned_gaussian(stds: tuple[float, float], sizes: tuple[int | None, int | None], angle: float) -> Tensor:
+    across, along = (_checked_std(float(s)) for s in stds)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    # Standard deviations of the turned Gaussian along the rows' and the columns' direction: the box that holds it.
+    box = math.hypot(across * cosine, along * sine), math.hypot(across * sine, along * cosine)
+    y, x = (
+        torch.arange(count, dtype=torch.float64) - count // 2
+        for count in (len(_gaussian_taps(s, n)) for s, n in zip(box, sizes, strict=True))
+    )
+    first = (x * cosine - y[:, None] * sine) / along  # rows count downwards
+    second = (x * sine + y[:, None] * cosine) / across
+    squared = first**2 + second**2
+    return _unit_sum(torch.exp(-0.5 * squared).masked_fill(squared > 4.0**2, 0))
 
 
 def _gaussian_taps(std: float, size: int | None) -> Tensor:
-    if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"std is {std}; expected a number of pixels > 0.")
-    radius = int(4 * std + 0.5)  # SciPy's rounding
+    radius = int(4 * _checked_std(std) + 0.5)  # SciPy's rounding
     count = 2 * radius + 1 if size is None else _checked_size(size)
     distance = (torch.arange(count, dtype=torch.float64) - count // 2).abs()
     taps = torch.exp(-0.5 * (distance / std) ** 2)
     return taps.masked_fill(distance > radius, 0)
+
+
+def _checked_std(std: float) -> float:
+    if not (math.isfinite(std) and std > 0):
+        raise ValueError(f"std is {std}; expected a number of pixels > 0.")
+    return std
 
 
 def motion_kernel(length: float, angle: float) -> Tensor:

@@ -51,13 +51,18 @@ def _samplers() -> Rows:
 
     rows = []
     for name, cls in sorted(SAMPLERS.items()):
-        needs = [
-            text
-            for flag, text in ((cls.needs_linear, "linear operator"), (cls.needs_gradient, "gradient of the network"))
-            if flag
-        ]
-        rows.append([name, (cls.__doc__ or "").strip().splitlines()[0], ", ".join(needs) or "-", f"arXiv {cls.paper}"])
-    return ["name", "what it does", "needs", "paper"], rows
+        paper = f"arXiv {cls.paper}" if cls.paper[:4].isdecimal() else cls.paper
+        rows.append(
+            [
+                name,
+                (cls.__doc__ or "").strip().splitlines()[0],
+                paper,
+                cls.cost,
+                ", ".join(cls.needs()) or "-",
+                cls.serves(),
+            ]
+        )
+    return ["name", "what it does", "paper", "cost per step", "needs", "operators"], rows
 
 
 def _priors() -> Rows:
@@ -71,7 +76,9 @@ def _priors() -> Rows:
 
 
 def _problems() -> Rows:
+    from invsolve.problems.ffhq import FFHQ_TASKS
     from invsolve.problems.photo import PHOTO_TASKS
 
     rows = [[name, task.summary, f"invsolve restore ... --task {name}"] for name, task in PHOTO_TASKS.items()]
-    return ["name", "what happened to the image", "command"], rows
+    rows += [[name, task.summary, f'Python: ffhq_problem("{name}")'] for name, task in FFHQ_TASKS.items()]
+    return ["name", "what happened to the image", "how to use it"], rows

@@ -230,3 +230,46 @@ def test_check_kernel():
 def test_check_kernel_refuses(kernel, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_kernel(kernel)
+
+
+def moments(kernel):
+    """Covariance (yy, yx, xx) about the centre size // 2, rows upwards."""
+    kernel = kernel.double()
+    y = kernel.shape[0] // 2 - torch.arange(kernel.shape[0]).double()[:, None]
+    x = torch.arange(kernel.shape[1]).double() - kernel.shape[1] // 2
+    return [float((kernel * term).sum()) for term in (y * y, y * x, x * x)]
+
+
+def test_turned_gaussian():
+    # A quarter turn exchanges the axes.
+    assert torch.allclose(gaussian_kernel((1.5, 3.0), (25, 25), 90), gaussian_kernel((3.0, 1.5), (25, 25)), atol=1e-4)
+    assert torch.equal(gaussian_kernel((1.5, 3.0), 25, 180), gaussian_kernel((1.5, 3.0), 25))
+    assert torch.equal(gaussian_kernel(2.0, angle=30), gaussian_kernel(2.0))
+    for angle in (30.0, 70.0, 135.0, -20.0):
+        kernel = gaussian_kernel((1.5, 3.0), angle=angle)
+        check_basics(kernel)
+        assert torch.allclose(kernel, kernel.flip(0, 1))
+        cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        want = [9 * sine**2 + 2.25 * cosine**2, (9 - 2.25) * sine * cosine, 9 * cosine**2 + 2.25 * sine**2]
+        assert moments(kernel) == pytest.approx(want, rel=0.01, abs=0.01)
+        # The motion along the same angle leans the same way.
+        assert math.copysign(1, moments(kernel)[1]) == math.copysign(1, moments(motion_kernel(15, angle))[1])
+        assert torch.allclose(gaussian_kernel((1.5, 3.0), 61, angle).sum(), torch.tensor(1.0))
+        edge = max(kernel[0].max(), kernel[:, 0].max())  # the box holds 4 standard deviations, and hardly more
+        assert 0 <= float(edge) < 1e-3 * float(kernel.max())
+
+
+def test_anisotropic_blur_of_ddrm():
+    taps = torch.arange(-4.0, 5.0)
+    rows, columns = torch.exp(-0.5 * taps**2), torch.exp(-0.5 * (taps / 20) ** 2)
+    want = torch.outer(rows / rows.sum(), columns / columns.sum())
+    assert torch.allclose(gaussian_kernel((1, 20), 9), want, atol=1e-6)
+
+
+def test_turned_gaussian_refuses():
+    with pytest.raises(ValueError, match="angle is nan; expected degrees"):
+        gaussian_kernel((1.0, 2.0), angle=float("nan"))
+    with pytest.raises(ValueError, match=r"std is -1.0; expected a number of pixels > 0"):
+        gaussian_kernel((-1.0, 2.0), angle=30)
+    with pytest.raises(ValueError, match="size is 0"):
+        gaussian_kernel((1.0, 2.0), 0, angle=30)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from invsolve.operators.base import LinearOperator, Operator
+from invsolve.operators.function import check_adjoint
+from invsolve.operators.interop import as_operator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import GaussianNoise, Noise
-from invsolve.operators.weighted import Weighted
+from invsolve.operators.weighted import Weighted, WeightedNonlinear
 from invsolve.priors.base import Prior
 from invsolve.priors.conversions import Prediction, Schedule, wrap
 from invsolve.priors.registry import load_prior
@@ -118,7 +120,7 @@ class CountedPrior(Prior):
 
 def solve(
     y: Tensor | np.ndarray,
-    operator: Operator,
+    operator: Operator | nn.Module,
     *,
     noise_std: float | Tensor | np.ndarray | None = None,
     noise: Noise | None = None,
@@ -140,10 +142,11 @@ def solve(
 
     Args:
         y: measurements, shape (B, *operator.out_shape); one without batch dimension counts as B = 1.
-        operator: forward operator A, in the units of `data_range`.
+        operator: forward operator A, in the units of `data_range`; or a deepinv Physics, see
+            `invsolve.operators.from_deepinv`. The adjoint of an operator from elsewhere is dot-tested first.
         noise_std: standard deviation of Gaussian noise in the units of y, >= 0; 0 for noiseless data. An array that
             broadcasts to y where it varies.
-        noise: another noise model; give this or `noise_std`.
+        noise: another noise model; give this or `noise_std`, or leave both out for a deepinv Physics that has one.
         prior: a `Prior`, the name of a shipped one, a checkpoint path, or a bare network together with `prediction` and
             `schedule`.
         method: "auto", a sampler's name ("dps", "mcg", "dds", "daps", "diffpir"), or a sampler object with its own
@@ -180,7 +183,8 @@ def solve(
     data = torch.from_numpy(y.copy()) if isinstance(y, np.ndarray) else torch.as_tensor(y)  # y may be read-only
     home = data.device
     target = _device(device)
-    operator = _moved(operator, target)
+    operator = _moved(as_operator(operator, data), target)
+    _check_foreign(operator, target)
     data, likelihood = _validate(data, operator, noise_std, noise, num_samples, target)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
@@ -297,6 +301,8 @@ def _validate(
     y = operator.restrict(y.to(target))
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y holds NaN or Inf; mask lost entries with a Mask operator instead.")
+    if noise_std is None and noise is None:
+        noise = getattr(operator, "noise", None)  # what a deepinv physics brings
     if (noise_std is None) == (noise is None):
         raise ValueError("give the noise of y: either noise_std=... (Gaussian, in the units of y) or noise=...")
     if num_samples < 1:
@@ -304,6 +310,13 @@ def _validate(
     if isinstance(noise_std, np.ndarray):
         noise_std = torch.as_tensor(noise_std)
     return y, noise if noise is not None else GaussianNoise(noise_std if noise_std is not None else 0.0)
+
+
+def _check_foreign(operator: Operator, target: torch.device) -> None:
+    """Dot-test operators of classes that are not this project's."""
+    parts = [type(part).__module__ for part in operator.modules() if isinstance(part, Operator)]
+    if isinstance(operator, LinearOperator) and any(name.partition(".")[0] != "invsolve" for name in parts):
+        check_adjoint(operator, torch.empty(0, dtype=operator.dtype, device=target))
 
 
 def _as_prior(
@@ -353,8 +366,6 @@ def _gaussian(measurement: Measurement) -> tuple[list[Measurement], float]:
             for y, std in zip(measurement.y, noise.std, strict=True)
         ]
         return [group for groups, _ in pairs for group in groups], sum(level for _, level in pairs) / len(pairs)
-    if not isinstance(measurement.operator, LinearOperator):
-        raise ValueError("noise that varies over y needs a linear operator; give one noise_std.")
     std = noise.std.to(measurement.y.real if measurement.y.is_complex() else measurement.y)
     shape = measurement.operator.out_shape
     if std.ndim > len(shape) + 1 or not _broadcasts(std.shape, (1, *shape)):
@@ -362,6 +373,11 @@ def _gaussian(measurement: Measurement) -> tuple[list[Measurement], float]:
     if not bool((std > 0).all()):
         raise ValueError("noise_std is 0 for some entries of y and not for others; give those a small positive one.")
     weights = (1 / std).expand(1, *shape)[0]
+    if not isinstance(measurement.operator, LinearOperator):
+        # Weights of mean square 1: a nonlinear operator keeps its scale, which model units cannot set right.
+        level = float(weights.square().mean().rsqrt())
+        balanced = WeightedNonlinear(measurement.operator, level * weights)
+        return [Measurement(measurement.y * (level * weights), balanced, GaussianNoise(level))], float(std.mean())
     whitened = Measurement(measurement.y * weights, Weighted(measurement.operator, weights), GaussianNoise(1.0))
     return [whitened], float(std.mean())
 

@@ -1,15 +1,15 @@
-"""Operators without spatial structure: identity, masks, grey value, dense matrices, a user's own functions."""
+"""Operators without spatial structure: identity, masks, grey value, dense matrices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived, dot_test
+from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived
 from invsolve.operators.cg import per_entry
 from invsolve.operators.registry import register
 
@@ -24,6 +24,8 @@ class Identity(LinearOperator):
 
     row_gram = 1.0
     pixelwise = True
+    reduced_precision = True
+    capturable = True
     solve_method = "closed form (diagonal)"
 
     def __init__(self, in_shape: Sequence[int]) -> None:
@@ -81,6 +83,8 @@ class Mask(LinearOperator):
     """
 
     pixelwise = True
+    reduced_precision = True
+    capturable = True
     solve_method = "closed form (diagonal)"
     mask: Tensor
 
@@ -277,91 +281,3 @@ class MatrixOperator(LinearOperator):
         u, s, vt = self.svd()
         x = (y @ u * (s / (s**2 + per_entry(damping, y)))) @ vt
         return x.reshape(len(y), *self.in_shape)
-
-
-def _function_examples() -> list[Operator]:
-    return [FunctionOperator(lambda x: x[..., 1:] - x[..., :-1], _difference_adjoint, (1, 3, 6), (1, 3, 5))]
-
-
-def _difference_adjoint(y: Tensor) -> Tensor:
-    return torch.nn.functional.pad(y, (1, 0)) - torch.nn.functional.pad(y, (0, 1))
-
-
-@register("function", _function_examples)
-class FunctionOperator(LinearOperator):
-    """A user's own pair of functions, dot-tested when first used.
-
-    Args:
-        forward: x -> A x on batches (B, *in_shape) -> (B, *out_shape), linear.
-        adjoint: y -> A^H y, the exact transpose of `forward`.
-        in_shape: shape of one image.
-        out_shape: shape of one measurement.
-        tolerance: largest accepted relative dot-test error; see `dot_test`.
-
-    Raises:
-        ValueError: at first use, if `adjoint` is not the adjoint of `forward`.
-    """
-
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        *,
-        tolerance: float = 1e-4,
-    ) -> None:
-        super().__init__(in_shape, out_shape)
-        self._forward, self._adjoint, self._tolerance = forward, adjoint, tolerance
-        self._tested = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._test(x)
-        return self._forward(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        self._test(y)
-        return self._adjoint(y)
-
-    def _test(self, like: Tensor) -> None:
-        if self._tested:
-            return
-        self._tested = True
-        probe = _Untested(self._forward, self._adjoint, self.in_shape, self.out_shape, like.device)
-        try:
-            with torch.no_grad():
-                error = dot_test(probe, dtype=like.real.dtype if like.is_complex() else like.dtype)
-            if not error <= self._tolerance:
-                raise ValueError(
-                    f"the adjoint is not the adjoint of the forward function: <A u, v> and <u, A^H v> differ by "
-                    f"{error:.2g} of their size (at most {self._tolerance:.0e} is round-off). A wrong scale, a missing "
-                    "conjugate or a flip that is not undone are the usual causes."
-                )
-        except BaseException:
-            self._tested = False
-            raise
-
-
-class _Untested(LinearOperator):
-    """The bare pair of functions, for the dot test itself."""
-
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        super().__init__(in_shape, out_shape)
-        self._forward, self._adjoint, self._device = forward, adjoint, device
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._forward(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self._adjoint(y)

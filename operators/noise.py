@@ -48,6 +48,19 @@ def _draw(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Ten
     return torch.complex(*parts) if like.is_complex() else parts[0]
 
 
+def standard_poisson(rate: Tensor, generator: Generators = None) -> Tensor:
+    """Poisson counts with mean `rate` (0 where that is negative), drawn as `standard_normal` draws."""
+    rate = rate.detach().clamp_min(0)
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    if isinstance(generator, torch.Generator):
+        return torch.poisson(rate.to(generator.device), generator=generator).to(rate.device)
+    _check_count(generator, rate)
+    counts = [torch.poisson(r.to(g.device), generator=g) for r, g in zip(rate, generator, strict=True)]
+    return torch.stack([c.to(rate.device) for c in counts])
+
+
 class Noise(ABC):
     """The law of y given the clean measurement A(x)."""
 
@@ -57,7 +70,15 @@ class Noise(ABC):
 
     @abstractmethod
     def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
-        """log p(y | clean) per batch entry, shape (B,), normalised."""
+        """log p(y | clean) per batch entry, shape (B,), normalised and differentiable by autograd."""
+
+    @abstractmethod
+    def score(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Gradient of `log_likelihood` with respect to `clean`, in closed form, shape of `clean`.
+
+        For complex measurements its real part is the derivative by the real part and so for the imaginary one, as
+        torch has it. For a likelihood gradient through an operator, hand it to `torch.autograd.grad` as `grad_outputs`.
+        """
 
     @abstractmethod
     def gaussian(self, y: Tensor) -> GaussianNoise:
@@ -97,6 +118,10 @@ class GaussianNoise(Noise):
         total = log_density.masked_fill(exact, math.inf).flatten(1).sum(1)
         return total.masked_fill((exact & (distance > 0)).flatten(1).any(1), -math.inf)
 
+    def score(self, y: Tensor, clean: Tensor) -> Tensor:
+        """(y - clean) / std^2. Where std is 0: 0 if y equals `clean` there, infinite otherwise."""
+        return torch.where(y == clean, 0, (y - clean) / self._std(y) ** 2)
+
     def gaussian(self, y: Tensor) -> GaussianNoise:
         return self
 
@@ -121,23 +146,40 @@ class PoissonNoise(Noise):
             raise ValueError(f"gain is {self.gain}; expected a finite number > 0 (units of y per event).")
 
     def sample(self, clean: Tensor, generator: Generators = None) -> Tensor:
-        rate = clean.clamp_min(0) / self.gain
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
-        if isinstance(generator, torch.Generator):
-            counts = torch.poisson(rate.to(generator.device), generator=generator)
-        else:
-            _check_count(generator, clean)
-            counts = torch.stack(
-                [torch.poisson(r.to(g.device), generator=g) for r, g in zip(rate, generator, strict=True)]
-            )
-        return counts.to(clean.device) * self.gain
+        return standard_poisson(_real(clean) / self.gain, generator) * self.gain
 
     def log_likelihood(self, y: Tensor, clean: Tensor) -> Tensor:
-        counts, rate = y / self.gain, clean.clamp_min(0) / self.gain  # as in `sample`
-        return (torch.xlogy(counts, rate) - rate - torch.lgamma(counts + 1)).flatten(1).sum(1)
+        """Logarithm of the probability of the counts y / gain, shape (B,); -inf for negative ones.
+
+        Fractional counts, as rounding and camera curves leave them, are interpolated by the gamma function.
+        """
+        counts, rate = _real(y).double() / self.gain, clean.double().clamp_min(0) / self.gain  # as in `sample`
+        log_density = torch.xlogy(counts, rate) - rate - torch.lgamma(counts + 1)
+        return log_density.masked_fill(counts < 0, -math.inf).flatten(1).sum(1).to(y.dtype)
+
+    def score(self, y: Tensor, clean: Tensor) -> Tensor:
+        """(y / clean - 1) / gain.
+
+        It grows without bound towards clean = 0, so a clean value below a thousandth of an event counts as that, and
+        below 0, where the likelihood is flat or 0, only what leads back to positive values is kept.
+        """
+        return one_sided((_real(y) / clean.clamp_min(self.gain * RATE_FLOOR) - 1) / self.gain, clean)
 
     def gaussian(self, y: Tensor) -> GaussianNoise:
         """Variance gain * y, where empty entries count as one event (Anscombe's usual floor)."""
-        return GaussianNoise((self.gain * y.clamp_min(self.gain)).sqrt())
+        return GaussianNoise((self.gain * _real(y).clamp_min(self.gain)).sqrt())
+
+
+RATE_FLOOR = 1e-3
+"""Mean number of events below which the score of counting noise no longer grows."""
+
+
+def one_sided(score: Tensor, clean: Tensor) -> Tensor:
+    """`score` where `clean` >= 0, its positive part elsewhere."""
+    return torch.where(clean < 0, score.clamp_min(0), score)
+
+
+def _real(values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise ValueError("counting noise belongs to real measurements, got complex ones; use GaussianNoise.")
+    return values

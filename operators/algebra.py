@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invsolve.operators.base import LinearOperator
-from invsolve.operators.cg import per_entry
+from invsolve.operators.cg import Map, per_entry
 
 
 class Composed(LinearOperator):
@@ -24,6 +24,8 @@ class Composed(LinearOperator):
         super().__init__(inner_operator.in_shape, outer.out_shape)
         self.outer, self.inner = outer, inner_operator
         self.pixelwise = outer.pixelwise and inner_operator.pixelwise
+        self.reduced_precision = outer.reduced_precision and inner_operator.reduced_precision
+        self.capturable = outer.capturable and inner_operator.capturable
         if outer.row_gram is not None and inner_operator.row_gram is not None:
             self.row_gram = outer.row_gram * inner_operator.row_gram
         self._reduces = inner_operator.row_gram is not None and outer.solve_method != LinearOperator.solve_method
@@ -88,6 +90,7 @@ class Scaled(LinearOperator):
         super().__init__(operator.in_shape, operator.out_shape)
         self.factor, self.operator = factor, operator
         self.pixelwise = operator.pixelwise
+        self.reduced_precision, self.capturable = operator.reduced_precision, operator.capturable
         self.solve_method = operator.solve_method
         if operator.row_gram is not None:
             self.row_gram = factor**2 * operator.row_gram
@@ -123,6 +126,9 @@ class Scaled(LinearOperator):
         square = self.factor**2
         return self.operator.solve(rhs / square, damping / square, x0=x0, rtol=rtol, max_iter=max_iter)
 
+    def preconditioner(self, damping: Tensor) -> Map | None:
+        return self.operator.preconditioner(damping / self.factor**2)  # up to a constant, which changes nothing
+
     def pseudo_inverse(
         self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
     ) -> Tensor:
@@ -141,6 +147,7 @@ class Sum(LinearOperator):
             )
         super().__init__(first.in_shape, first.out_shape)
         self.first, self.second = first, second
+        self.capturable = first.capturable and second.capturable
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)  # type: ignore[no-any-return]
@@ -155,6 +162,7 @@ class Transposed(LinearOperator):
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator.out_shape, operator.in_shape)
         self.operator = operator
+        self.capturable = operator.capturable
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator.adjoint(x)
@@ -186,6 +194,7 @@ class Stack(LinearOperator):
         self._sizes = [math.prod(op.out_shape) for op in operators]
         super().__init__(operators[0].in_shape, (sum(self._sizes),))
         self.operators = nn.ModuleList(operators)
+        self.capturable = all(op.capturable for op in operators)
 
     @property
     def num_measured(self) -> int:

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from invsolve.operators.cg import SolveResult, conjugate_gradient, inner, per_entry
+from invsolve.operators.cg import Map, SolveResult, conjugate_gradient, inner, per_entry
+from invsolve.operators.graphs import ITERATIONS, GraphCache
+from invsolve.operators.guards import guard_methods
+from invsolve.operators.implicit import differentiable
+from invsolve.operators.lsqr import lsqr
+
+if TYPE_CHECKING:
+    from invsolve.operators.noise import Noise
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
+# What an operator keeps of its computations: neither stored, copied nor pickled with it.
+_KEPT = ("_norms", "_derived", "_graphs")
+
 
 class SolveWarning(UserWarning):
-    """A linear solve broke down: the operator is not positive definite as it should be, or not finite."""
+    """A linear solve did not reach its tolerance, or broke down: the system is not positive definite, or not finite."""
 
 
 class Operator(nn.Module):
     """A differentiable map y = A(x) from images to noiseless measurements.
 
-    A subclass sets the two shapes and writes `forward`. Calling an operator changes nothing in it.
+    A subclass sets the two shapes and writes `forward`. Calling an operator changes nothing in it. Images are float32
+    or float64; inside `torch.autocast` operators compute in the type of their input all the same.
+
+    `reduced_precision` says that bfloat16 and float16 images are welcome too, as for masks, which sum nothing. All
+    other operators refuse them.
 
     Args:
         in_shape: shape of one image, without the batch dimension.
         out_shape: shape of one measurement, likewise.
     """
+
+    reduced_precision: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        guard_methods(cls)
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
         super().__init__()
@@ -73,22 +94,36 @@ class Operator(nn.Module):
         """Raise ValueError unless `y` is a batch of measurements of this operator."""
         _check(self, "y", y, self.out_shape)
 
+    def to_deepinv(self, noise: Noise | None = None) -> Any:
+        """A `deepinv.physics.Physics` (LinearPhysics if linear) that runs this operator; see `interop.to_deepinv`."""
+        from invsolve.operators.interop import to_deepinv
+
+        return to_deepinv(self, noise)
+
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}"
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Take over stored arrays, and forget what had been computed from the old ones."""
         super()._load_from_state_dict(*args)
-        for name in ("_norms", "_derived"):
+        for name in _KEPT:
             self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _KEPT}
 
 
 def derived(operator: Operator, name: str, like: Tensor, make: Callable[[], T]) -> T:
-    """`make()`, arrays that follow from the operator's buffers, kept for the type and device of `like`.
+    """`make()`, arrays that follow from the operator's tensors, kept for the type and device of `like`.
 
-    They are no part of the operator's state. Only those for the latest type and device are kept.
+    They are no part of the operator's state. Only those for the latest type, device and values are kept. Where one of
+    the operator's tensors requires a gradient (a learned kernel), they are made anew, with a graph.
     """
-    key = (like.dtype, like.device)
+    tensors = [*operator.parameters(), *operator.buffers()]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return make()
+    values = tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    key = (like.dtype, like.device, values)
     memo = operator.__dict__.setdefault("_derived", {})
     if name not in memo or memo[name][0] != key:
         # An array made in inference mode could not take part in a later call that needs gradients.
@@ -113,11 +148,14 @@ class LinearOperator(Operator):
     `pixelwise` says that every entry of y comes from a single pixel (one or all of its channels), as for masks.
     `row_gram` is c where A A^H = c I is known (masks aside from their zero rows, orthonormal transforms, averages
     of disjoint pixels); solves of compositions use it. None elsewhere.
+    `capturable` says that `normal` does the same work on the GPU whatever the numbers, and never waits for it, so that
+    repeated solves may replay it as a CUDA graph.
     """
 
     row_gram: float | None = None
     pixelwise: bool = False
     solve_method: str = "conjugate gradient"
+    capturable: bool = False
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^H y: (B, *out_shape) -> (B, *in_shape), the transpose of `forward` to round-off."""
@@ -136,10 +174,11 @@ class LinearOperator(Operator):
         rtol: float | None = None,
         max_iter: int = 500,
     ) -> Tensor:
-        """Solution of (A^H A + damping I) x = rhs, differentiable with respect to `rhs`.
+        """Solution of (A^H A + damping I) x = rhs.
 
-        In closed form where the operator has the structure for it (`solve_method` says which); by conjugate gradients
-        otherwise, and only then do `x0`, `rtol` and `max_iter` matter. `solve_cg` tells how the iteration went.
+        Differentiable with respect to `rhs`, `damping` and those parameters and buffers of the operator that require a
+        gradient. In closed form where the operator has the structure for it (`solve_method` says which); by conjugate
+        gradients otherwise, and only then do `x0`, `rtol` and `max_iter` matter. `solve_cg` tells how it went.
 
         Args:
             rhs: right-hand side, shape (B, *in_shape).
@@ -151,18 +190,35 @@ class LinearOperator(Operator):
         Returns:
             Tensor of the shape of `rhs`.
 
+        Raises:
+            ValueError: a negative or NaN damping, or damping 0 on a singular operator.
+
         Warns:
-            SolveWarning: the iteration broke down for some entries.
+            SolveWarning: the iteration broke down, or did not reach its tolerance, for some entries.
         """
-        return _ImplicitSolve.apply(rhs, self, damping, x0, rtol, max_iter)  # type: ignore[no-any-return, no-untyped-call]
+        shift = per_entry(damping, rhs)
+        result = self.solve_cg(rhs, shift.detach().flatten(), x0=x0, rtol=rtol, max_iter=max_iter)
+        _warn(self, result, max_iter)
+        return differentiable(self, result.x, rhs, shift, rtol, max_iter)
+
+    def preconditioner(self, damping: Tensor) -> Map | None:
+        """A map r -> M r with M close to (A^H A + damping I)^-1, for the iterative solves; None does without.
+
+        M is Hermitian positive definite and acts on every batch entry by itself. See `precondition` for the usual ones.
+
+        Args:
+            damping: shape (B, 1, ..., 1), in the real type and on the device of the right-hand side.
+        """
+        return None
 
     def pseudo_inverse(
         self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
     ) -> Tensor:
-        """A^H (A A^H + damping I)^-1 y, which is (A^H A + damping I)^-1 A^H y, differentiable with respect to `y`.
+        """A^H (A A^H + damping I)^-1 y, which is (A^H A + damping I)^-1 A^H y; differentiable as `solve` is.
 
         In closed form this keeps its relative accuracy however small the damping, whereas `solve(adjoint(y), damping)`
-        divides the difference of two nearly equal images by it.
+        divides the difference of two nearly equal images by it. An entry on which the conjugate gradients break down
+        or run out of digits, since they square the condition number of A, is left to `solve_lsqr`.
 
         Args:
             y: measurements, shape (B, *out_shape).
@@ -173,11 +229,26 @@ class LinearOperator(Operator):
         Returns:
             Images, shape (B, *in_shape).
         """
-        x = self.adjoint(y)
+        rhs = self.adjoint(y)
+        shift = per_entry(damping, rhs)
         if self.row_gram is not None:
-            return x / (self.row_gram + per_entry(damping, x))
-        return self.solve(x, damping, rtol=rtol, max_iter=max_iter)
+            return rhs / (self.row_gram + shift)
+        if self.solve_method != LinearOperator.solve_method:
+            return self.solve(rhs, damping, rtol=rtol, max_iter=max_iter)
+        flat = shift.detach().flatten()
+        # A preconditioner leaves the range of A^H, and what it leaves behind outside is the residual over the damping.
+        with torch.no_grad():
+            preconditioned = bool((inner(rhs, rhs) <= 1e3 * flat * inner(y, y)).all())
+        result = self.solve_cg(rhs, flat, rtol=rtol, max_iter=max_iter, preconditioned=preconditioned)
+        x = result.x
+        failed = result.breakdown | result.stalled
+        if bool(failed.any()):
+            result = self.solve_lsqr(y.detach(), flat, rtol=rtol, max_iter=max_iter)
+            x = torch.where(failed.reshape(shift.shape), result.x, x)
+        _warn(self, result, max_iter)
+        return differentiable(self, x, rhs, shift, rtol, max_iter)
 
+    @torch.no_grad()
     def solve_cg(
         self,
         rhs: Tensor,
@@ -186,9 +257,36 @@ class LinearOperator(Operator):
         x0: Tensor | None = None,
         rtol: float | None = None,
         max_iter: int = 500,
+        preconditioned: bool = True,
     ) -> SolveResult:
-        """The same system by conjugate gradients whatever the structure, with a report per batch entry."""
-        return conjugate_gradient(self.normal, rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+        """The same system by conjugate gradients whatever the structure, with a report per batch entry.
+
+        Without the operator's preconditioner, the iterates stay in the range of A^H if `rhs` (and `x0`) lie there.
+        """
+        capture = None
+        if rhs.is_cuda and self.capturable and preconditioned:
+            graphs: GraphCache = self.__dict__.setdefault("_graphs", GraphCache())
+            capture = functools.partial(graphs.find, self)
+        return conjugate_gradient(
+            self.normal,
+            rhs,
+            damping,
+            x0=x0,
+            rtol=rtol,
+            max_iter=max_iter,
+            check_every=ITERATIONS if rhs.is_cuda else None,
+            preconditioner=self.preconditioner(per_entry(damping, rhs)) if preconditioned else None,
+            capture=capture,
+        )
+
+    def solve_lsqr(
+        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+    ) -> SolveResult:
+        """Minimiser of ||A x - y||^2 + damping ||x||^2 from products with A and A^H, never A^H A; see `lsqr`.
+
+        Slower per iteration than `solve_cg`, but with the condition number of A instead of its square.
+        """
+        return lsqr(self.forward, self.adjoint, y, damping, rtol=rtol, max_iter=max_iter)
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         """Largest singular value, by the Lanczos iteration on A^H A from a fixed start; computed once per accuracy.
@@ -231,6 +329,12 @@ class LinearOperator(Operator):
             before, x = x, image / coupling
         return math.sqrt(largest)
 
+    def to_scipy(self) -> Any:
+        """A real `scipy.sparse.linalg.LinearOperator` that runs this operator; see `interop_scipy.to_scipy`."""
+        from invsolve.operators.interop_scipy import to_scipy
+
+        return to_scipy(self)
+
     @property
     def T(self) -> LinearOperator:  # noqa: N802 - the field's notation
         """The adjoint as an operator."""
@@ -270,35 +374,23 @@ class LinearOperator(Operator):
         return Sum(self, Scaled(-1.0, other))
 
 
-class _ImplicitSolve(torch.autograd.Function):
-    """Conjugate gradients forward; backward is one more solve with the same, self-adjoint system."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rhs: Tensor,
-        operator: LinearOperator,
-        damping: float | Tensor,
-        x0: Tensor | None,
-        rtol: float | None,
-        max_iter: int,
-    ) -> Tensor:
-        ctx.settings = operator, damping, rtol, max_iter
-        result = operator.solve_cg(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
-        if bool(result.breakdown.any()):
-            entries = result.breakdown.nonzero().flatten().tolist()
-            warnings.warn(
-                f"the solve with {type(operator).__name__} broke down for batch entries {entries}: A^H A + damping I "
-                "is not positive definite or not finite there; check the adjoint, and that damping > 0.",
-                SolveWarning,
-                stacklevel=3,
-            )
-        return result.x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        operator, damping, rtol, max_iter = ctx.settings
-        return (operator.solve(grads[0], damping, rtol=rtol, max_iter=max_iter), None, None, None, None, None)
+def _warn(operator: LinearOperator, result: SolveResult, max_iter: int) -> None:
+    """SolveWarning for the entries that failed, with what would help them."""
+    trouble = ~result.converged & (result.breakdown | ~result.stalled | (result.residual > 1e-3))
+    if not bool(trouble.any()):
+        return
+    name, worst = type(operator).__name__, float(result.residual[trouble].max())
+    if bool(result.breakdown.any()):
+        entries = result.breakdown.nonzero().flatten().tolist()
+        what = f"broke down for batch entries {entries}: A^H A + damping I is not positive definite or not finite there"
+        remedy = "check the adjoint, and that damping > 0"
+    elif bool((trouble & result.stalled).any()):
+        what = f"ran out of digits at a relative residual of {worst:.1e}"
+        remedy = "use float64, or a larger damping"
+    else:
+        what = f"stopped after {max_iter} iterations at a relative residual of {worst:.1e}"
+        remedy = "raise max_iter or rtol, or use a larger damping"
+    warnings.warn(f"the solve with {name} {what}; {remedy}.", SolveWarning, stacklevel=5)
 
 
 def coisometry_solve(operator: LinearOperator, rhs: Tensor, damping: Tensor, gram: float) -> Tensor:

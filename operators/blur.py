@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.operators.base import LinearOperator, Operator, derived
-from invsolve.operators.cg import per_entry
+from invsolve.operators.cg import Map, per_entry
 from invsolve.operators.kernels import finite_kernel
+from invsolve.operators.precondition import circulant, cosine
 from invsolve.operators.registry import register
 
 Boundary = Literal["circular", "zero", "reflect", "replicate", "valid"]
+
+# Pixels that the preconditioner's canvas is larger than the image; more changes nothing.
+_MARGIN = 16
 
 # Values of one batch from which channels are filtered one by one, to keep the spectra small beside the image.
 _LARGE = 1 << 23
@@ -76,6 +80,7 @@ class Blur(LinearOperator):
             boundary.
     """
 
+    capturable = True
     kernel: Tensor
 
     def __init__(
@@ -168,6 +173,15 @@ class Blur(LinearOperator):
 
         return self._by_channel(y, invert)
 
+    def preconditioner(self, damping: Tensor) -> Map | None:
+        """On a canvas with a margin for "zero" and "valid"; by cosines for the other two and symmetric kernels."""
+        if self.boundary in ("zero", "valid"):
+            lengths = self._canvas()
+            power = derived(self, "canvas power", damping, lambda: self._make_power(damping, lengths))
+            return circulant(power[..., : lengths[1] // 2 + 1], lengths, damping)
+        mirrored = derived(self, "mirrored", damping, lambda: self._make_mirrored(damping))
+        return None if mirrored is None else cosine(*mirrored, damping)
+
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         if self.boundary != "circular":
             return super().norm(iterations, rtol, device=device)
@@ -229,16 +243,46 @@ class Blur(LinearOperator):
 
     def _make_spectrum(self, like: Tensor) -> Tensor:
         # In float64 and on the CPU, once: some accelerators have no float64, and the kernel is small.
-        kernel = self.kernel.detach().to("cpu", torch.float64)
-        kernel = kernel if kernel.ndim == 3 else kernel[None]
-        canvas = kernel.new_zeros((len(kernel), *self._lengths))
-        canvas[:, : kernel.shape[1], : kernel.shape[2]] = kernel
+        kernel, canvas = self._placed(self._lengths)
         # With padding (or nothing assumed) output 0 is the first place where the whole kernel lies on the input.
         centre = self._after
         if self._padded or self.boundary == "valid":
             centre = kernel.shape[1] - 1, kernel.shape[2] - 1
         spectrum: Tensor = torch.fft.rfft2(torch.roll(canvas, (-centre[0], -centre[1]), (1, 2)))
         return spectrum.to(like.device, torch.complex128 if like.dtype == torch.float64 else torch.complex64)
+
+    def _placed(self, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The kernel (1 or C, kh, kw) and a canvas (1 or C, *lengths) that begins with it, in float64 on the CPU."""
+        kernel = self.kernel.to("cpu", torch.float64)
+        kernel = kernel if kernel.ndim == 3 else kernel[None]
+        rows, columns = lengths[0] - kernel.shape[1], lengths[1] - kernel.shape[2]
+        return kernel, F.pad(kernel, (0, columns, 0, rows))
+
+    def _canvas(self) -> tuple[int, int]:
+        height, width = (
+            max(_fast_length(size + _MARGIN), length)
+            for size, length in zip(self.in_shape[1:], self._lengths, strict=True)
+        )
+        return height, width
+
+    def _make_power(self, like: Tensor, lengths: tuple[int, int]) -> Tensor:
+        """|spectrum|^2 on a canvas of `lengths`, shape (1 or C, *lengths)."""
+        _, canvas = self._placed(lengths)
+        power: Tensor = torch.fft.fft2(canvas).abs().square()
+        return power.to(like.device, like.dtype)
+
+    def _make_mirrored(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """For `cosine`, the power at the frequencies of the cosines and the scale; None without the symmetry."""
+        kernel, _ = self._placed((self.in_shape[1], self.in_shape[2]))
+        symmetric = all(torch.allclose(kernel, kernel.flip(dim), rtol=0, atol=1e-6) for dim in (1, 2))
+        if not symmetric or any(size % 2 == 0 for size in kernel.shape[1:]) or self.boundary == "circular":
+            return None
+        height, width = self.in_shape[1:]
+        power = self._make_power(like, (2 * height, 2 * width))[:, :height, :width]
+        rows, columns = (
+            _border_scale(kernel.mean(0).sum(2 - dim), self.in_shape[dim], self.boundary) for dim in (1, 2)
+        )
+        return power, torch.outer(rows, columns).to(like.device, like.dtype)
 
     def _power(self, like: Tensor) -> Tensor:
         """|spectrum|^2, the eigenvalues of A^H A for the circular boundary."""
@@ -248,6 +292,23 @@ class Blur(LinearOperator):
             return spectrum.real**2 + spectrum.imag**2
 
         return derived(self, "power", like, make)
+
+
+def _border_scale(taps: Tensor, size: int, boundary: str) -> Tensor:
+    """How much more a pixel at the border of one axis tells than one inside: column norms of A, (size,), 1 inside."""
+    short = min(size, 4 * len(taps) + 1)
+    reach = len(taps) // 2
+    index = torch.arange(short)[:, None] + torch.arange(-reach, reach + 1)
+    if boundary == "reflect":
+        index = index.abs()
+        index = torch.where(index >= short, 2 * (short - 1) - index, index)
+    else:
+        index = index.clamp(0, short - 1)
+    matrix = torch.zeros((short, short), dtype=taps.dtype).scatter_add_(1, index, taps.expand(index.shape))
+    scale = matrix.norm(dim=0)
+    scale = (scale / scale[short // 2]).clamp_min(1e-3)
+    half = short // 2
+    return torch.cat([scale[:half], scale.new_ones(size - short), scale[half:]])
 
 
 def _fast_length(least: int) -> int:

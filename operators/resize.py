@@ -79,6 +79,7 @@ class Downsample(LinearOperator):
         ValueError: a factor below 1, a size that the factor does not divide, or an unknown filter.
     """
 
+    capturable = True
     weights: Tensor
 
     def __init__(

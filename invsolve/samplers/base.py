@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -26,13 +26,30 @@ class DivergenceError(ValueError):
 class Sampler:
     """Base of all samplers: a frozen set of hyper-parameters and one `__call__`.
 
-    Class attributes: `paper` (arXiv id), `needs_linear` (A^H or a solve is used), `needs_gradient` (backpropagates
-    through the network).
+    Class attributes say what a method needs and serves; `invsolve list samplers` prints them, and refusals name
+    samplers that would work from them.
+
+    Attributes:
+        paper: arXiv id.
+        needs_linear: A^H or a solve is used, so the operator must be a `LinearOperator`.
+        needs_gradient: backpropagates through the network.
+        needs_solve: solves (A^H A + damping I) x = rhs, in closed form or by conjugate gradient, at every step.
+        needs_spectral: needs functions of the operator's singular values, see `invsolve.operators.spectral`.
+        particles: one posterior sample is carried by several interacting particles.
+        nonlinear: has a form for operators that are not linear.
+        nonlinear_settings: hyper-parameters to set for that form, if any.
+        cost: cost of a step beyond the method's arithmetic, for example "1 forward, 1 backward, 1 solve".
     """
 
     paper: ClassVar[str] = ""
     needs_linear: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    needs_solve: ClassVar[bool] = False
+    needs_spectral: ClassVar[bool] = False
+    particles: ClassVar[bool] = False
+    nonlinear: ClassVar[bool] = False
+    nonlinear_settings: ClassVar[Mapping[str, Any]] = {}
+    cost: ClassVar[str] = "1 forward"
 
     def __call__(
         self,
@@ -64,6 +81,28 @@ class Sampler:
         """Lower-case name, as `solve(method=...)` and the command line take it."""
         return cls.__name__.lower()
 
+    @classmethod
+    def needs(cls) -> list[str]:
+        """What the method asks of the operator and the network, in words."""
+        asked = {
+            "linear operator": cls.needs_linear,
+            "solve": cls.needs_solve,
+            "singular values": cls.needs_spectral,
+            "gradient of the network": cls.needs_gradient,
+            "particles": cls.particles,
+        }
+        return [text for text, flag in asked.items() if flag]
+
+    @classmethod
+    def serves(cls) -> str:
+        """The operators it serves, in words."""
+        if not cls.nonlinear:
+            return "linear with known singular values" if cls.needs_spectral and not cls.needs_solve else "any linear"
+        if not cls.nonlinear_settings:
+            return "any differentiable"
+        wanted = ", ".join(f"{key}={value!r}" for key, value in cls.nonlinear_settings.items())
+        return f"any linear; any differentiable with {wanted}"
+
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -73,9 +112,16 @@ def linear_operator(sampler: Sampler, measurement: Measurement) -> LinearOperato
     """The measurement's operator if it is linear; otherwise a ValueError that names samplers which would work."""
     operator = measurement.operator
     if not isinstance(operator, LinearOperator):
+        from invsolve.samplers.presets import SAMPLERS
+
+        able = []
+        for name, cls in sorted(SAMPLERS.items()):
+            if cls.nonlinear:
+                wanted = ", ".join(f"{key}={value!r}" for key, value in cls.nonlinear_settings.items())
+                able.append(f"{name} ({wanted})" if wanted else name)
         raise ValueError(
             f"{sampler.name()} needs a linear operator, {type(operator).__name__} is not; "
-            "dps and daps (inner='langevin') take any differentiable operator."
+            f"{', '.join(able)} take any differentiable operator."
         )
     return operator
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,6 +76,10 @@ class DAPS(Sampler):
     momentum: float = 0.9
 
     paper: ClassVar[str] = "2407.01521"
+    needs_solve: ClassVar[bool] = True
+    nonlinear: ClassVar[bool] = True
+    nonlinear_settings: ClassVar[Mapping[str, Any]] = {"inner": "langevin"}
+    cost: ClassVar[str] = "ode_steps forward, 1 solve (or inner_steps operator gradients)"
 
     @torch.no_grad()
     def __call__(
@@ -100,7 +105,8 @@ class DAPS(Sampler):
                 v = exact_draw(operator, measurement.y, x0_hat, r, tau, generator)
             else:
                 eta = self.step_size * (1 + (step - 1) / (intervals + 1) * (self.step_decay - 1))
-                v = self.langevin(measurement, x0_hat, r, tau, eta, generator)
+                momentum = self.momentum if self.inner == "hmc" else None
+                v = langevin(measurement, x0_hat, r, tau, eta, self.inner_steps, generator, momentum)
             # 3. noise to the next level
             x = v if sigma_next == 0 else v + sigma_next * standard_normal(v, generator)
             if report(callback, step, steps, sigma, x, v, "step_size" if self.inner != "exact" else "sigma_max"):
@@ -115,22 +121,34 @@ class DAPS(Sampler):
             return schedules.with_zero(schedules.polynomial(sigma, min(sigma, self.ode_sigma_min), self.ode_steps))
         return schedules.polynomial(sigma, min(sigma, self.ode_sigma_min), self.ode_steps + 1).tolist()
 
-    def langevin(
-        self, measurement: Measurement, x0_hat: Tensor, r: float, tau: float, eta: float, generator: Generators
-    ) -> Tensor:
-        """Unadjusted Langevin dynamics, or the code's HMC without rejection, started at x0_hat."""
-        v = x0_hat
-        velocity = standard_normal(v, generator) if self.inner == "hmc" else v
-        for _ in range(self.inner_steps):
-            drift = likelihood_gradient(measurement, v) / tau**2 + (x0_hat - v) / r**2
-            noise = standard_normal(v, generator)
-            if self.inner == "langevin":
-                v = v + eta * drift + math.sqrt(2 * eta) * noise
-            else:
-                m = self.momentum
-                velocity = m * velocity + math.sqrt(eta) * drift + math.sqrt(2 * (1 - m)) * noise
-                v = v + math.sqrt(eta) * velocity
-        return v
+
+def langevin(
+    measurement: Measurement,
+    centre: Tensor,
+    r: float,
+    tau: float,
+    eta: float,
+    steps: int,
+    generator: Generators,
+    momentum: float | None = None,
+) -> Tensor:
+    """Unadjusted Langevin dynamics on N(v; centre, r^2 I) N(y; A v, tau^2 I), started at the centre.
+
+    Args:
+        eta: step; stable below 2 / (|A|^2 / tau^2 + 1 / r^2).
+        momentum: None for overdamped steps; a number for DAPS's "HMC", which is underdamped and never rejects.
+    """
+    v = centre
+    velocity = v if momentum is None else standard_normal(v, generator)
+    for _ in range(steps):
+        drift = likelihood_gradient(measurement, v) / tau**2 + (centre - v) / r**2
+        noise = standard_normal(v, generator)
+        if momentum is None:
+            v = v + eta * drift + math.sqrt(2 * eta) * noise
+        else:
+            velocity = momentum * velocity + math.sqrt(eta) * drift + math.sqrt(2 * (1 - momentum)) * noise
+            v = v + math.sqrt(eta) * velocity
+    return v
 
 
 def exact_draw(

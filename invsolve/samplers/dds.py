@@ -51,6 +51,8 @@ class DDS(Sampler):
 
     paper: ClassVar[str] = "2303.05754"
     needs_linear: ClassVar[bool] = True
+    needs_solve: ClassVar[bool] = True
+    cost: ClassVar[str] = "1 forward, 5 CG iterations"
 
     @torch.no_grad()
     def __call__(

@@ -48,6 +48,8 @@ class MCG(Sampler):
     paper: ClassVar[str] = "2206.00941"
     needs_linear: ClassVar[bool] = True
     needs_gradient: ClassVar[bool] = True
+    needs_solve: ClassVar[bool] = True
+    cost: ClassVar[str] = "1 forward, 1 backward, 1 solve"
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invsolve.operators.cg import Map, SolveResult, conjugate_gradient, inner, per_entry
 from invsolve.operators.graphs import ITERATIONS, GraphCache
-from invsolve.operators.guards import guard_methods
+from invsolve.operators.guards import guard_methods, undetermined
 from invsolve.operators.implicit import differentiable
 from invsolve.operators.lsqr import lsqr
 
@@ -198,7 +198,7 @@ class LinearOperator(Operator):
         """
         shift = per_entry(damping, rhs)
         result = self.solve_cg(rhs, shift.detach().flatten(), x0=x0, rtol=rtol, max_iter=max_iter)
-        _warn(self, result, max_iter)
+        _report(self, result, shift.detach().flatten(), max_iter)
         return differentiable(self, result.x, rhs, shift, rtol, max_iter)
 
     def preconditioner(self, damping: Tensor) -> Map | None:
@@ -245,7 +245,7 @@ class LinearOperator(Operator):
         if bool(failed.any()):
             result = self.solve_lsqr(y.detach(), flat, rtol=rtol, max_iter=max_iter)
             x = torch.where(failed.reshape(shift.shape), result.x, x)
-        _warn(self, result, max_iter)
+        _report(self, result, flat, max_iter)
         return differentiable(self, x, rhs, shift, rtol, max_iter)
 
     @torch.no_grad()
@@ -374,11 +374,13 @@ class LinearOperator(Operator):
         return Sum(self, Scaled(-1.0, other))
 
 
-def _warn(operator: LinearOperator, result: SolveResult, max_iter: int) -> None:
-    """SolveWarning for the entries that failed, with what would help them."""
+def _report(operator: LinearOperator, result: SolveResult, damping: Tensor, max_iter: int) -> None:
+    """SolveWarning for the entries that failed, with what would help them; ValueError where that is a damping."""
     trouble = ~result.converged & (result.breakdown | ~result.stalled | (result.residual > 1e-3))
     if not bool(trouble.any()):
         return
+    if bool((trouble & (damping == 0) & (result.breakdown | (result.residual > 0.01))).any()):
+        raise undetermined(operator, result.x.dtype)
     name, worst = type(operator).__name__, float(result.residual[trouble].max())
     if bool(result.breakdown.any()):
         entries = result.breakdown.nonzero().flatten().tolist()

@@ -18,15 +18,11 @@ from invsolve.operators.ct_geometry import (
     positive_length,
     uniform_angles,
 )
-from invsolve.operators.ct_projector import Projector, machine_bytes, matrix_bytes, shared_projector
-from invsolve.operators.ct_symmetry import reduce_views
+from invsolve.operators.ct_projector import Projector, goes_without_matrix, shared_projector
 from invsolve.operators.registry import register
 
 Method = Literal["auto", "matrix", "matrix-free"]
 Backend = Literal["torch", "astra"]
-
-# Pixels times views, after symmetry, up to which the weights are stored.
-_LARGEST_MATRIX = 512 * 512 * 720
 
 # Share of the largest eigenvalue of A^T A from which on a damping is solved with the preconditioner.
 _LEAST_DAMPING = 1e-4
@@ -56,7 +52,7 @@ class CTOperator(LinearOperator):
         geometry.warn_if_truncated()
         self.geometry = geometry
         self.backend: Backend = backend
-        self.matrix_free = _is_matrix_free(geometry, method, dtype)
+        self.matrix_free = goes_without_matrix(geometry, method, dtype)
         # Follows from the arguments, so it is no part of the state; a buffer all the same, to know type and device.
         self.register_buffer("angles", torch.tensor(geometry.angles, dtype=dtype), persistent=False)
 
@@ -358,29 +354,3 @@ def _three(in_shape: Sequence[int]) -> tuple[int, ...]:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"CT takes images (channels, height, width), got in_shape {shape}.")
     return shape
-
-
-def _is_matrix_free(geometry: ParallelGeometry, method: Method, dtype: torch.dtype) -> bool:
-    """Whether to do without the matrix; ValueError if the scan does not fit in the machine's memory."""
-    here = torch.device("cpu")
-    have = machine_bytes(here)
-    height, width = geometry.image_shape
-    size = f"{height} x {width} pixels, {geometry.num_views} views of {geometry.detector_count} bins"
-    data = (height * width * 8 + geometry.num_views * geometry.detector_count) * torch.finfo(dtype).bits // 8
-    if data > have:
-        raise ValueError(
-            f"one image and its measurement ({size}) need about {data / 1e9:.1f} GB, this machine has "
-            f"{have / 1e9:.1f} GB; use fewer pixels, views or bins."
-        )
-    if method == "matrix-free":
-        return True
-    reduced = reduce_views(geometry)
-    need = matrix_bytes(geometry, reduced, dtype)
-    if method == "matrix" and need > have:
-        raise ValueError(
-            f"the projection matrix ({size}) needs about {need / 1e9:.1f} GB, this machine has {have / 1e9:.1f} GB; "
-            'use method="matrix-free", or fewer pixels or views.'
-        )
-    half = 2 if reduced.first_bin else 1
-    pairs = height * width * len(reduced.angles) // half
-    return method == "auto" and (pairs > _LARGEST_MATRIX or need > have / 2)

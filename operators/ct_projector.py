@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from invsolve.operators.ct_geometry import FanGeometry, ParallelGeometry
-from invsolve.operators.ct_symmetry import Reduction, Symmetry, find_symmetry
+from invsolve.operators.ct_symmetry import Reduction, Symmetry, find_symmetry, reduce_views
 from invsolve.operators.ct_weights import view_matrix, view_weights
 
 # Values of the pictures of one batch up to which it is computed at once.
 _LARGEST_BLOCK = 1 << 28
+
+# Pixels times views, after symmetry, up to which the weights are stored.
+_LARGEST_MATRIX = 512 * 512 * 720
 
 
 class Projector:
@@ -191,3 +194,29 @@ def machine_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def goes_without_matrix(geometry: ParallelGeometry, method: str, dtype: torch.dtype) -> bool:
+    """Whether to do without the matrix; ValueError if the scan does not fit in the machine's memory."""
+    here = torch.device("cpu")
+    have = machine_bytes(here)
+    height, width = geometry.image_shape
+    size = f"{height} x {width} pixels, {geometry.num_views} views of {geometry.detector_count} bins"
+    data = (height * width * 8 + geometry.num_views * geometry.detector_count) * torch.finfo(dtype).bits // 8
+    if data > have:
+        raise ValueError(
+            f"one image and its measurement ({size}) need about {data / 1e9:.1f} GB, this machine has "
+            f"{have / 1e9:.1f} GB; use fewer pixels, views or bins."
+        )
+    if method == "matrix-free":
+        return True
+    reduced = reduce_views(geometry)
+    need = matrix_bytes(geometry, reduced, dtype)
+    if method == "matrix" and need > have:
+        raise ValueError(
+            f"the projection matrix ({size}) needs about {need / 1e9:.1f} GB, this machine has {have / 1e9:.1f} GB; "
+            'use method="matrix-free", or fewer pixels or views.'
+        )
+    half = 2 if reduced.first_bin else 1
+    pairs = height * width * len(reduced.angles) // half
+    return method == "auto" and (pairs > _LARGEST_MATRIX or need > have / 2)

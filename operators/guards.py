@@ -86,7 +86,12 @@ def _check_unique(operator: LinearOperator, rhs: Tensor | None, x: Tensor) -> No
         error, size = (part.flatten(1).norm(dim=1) for part in (operator.normal(x) - rhs, rhs))
         sound = bool((error <= 0.01 * size).all())
     if not sound:
-        raise ValueError(
-            f"damping is 0 and A^H A of {type(operator).__name__} is singular (or too near to it for {x.dtype}), "
-            "so that the system has no solution or many; pass damping > 0."
-        )
+        raise undetermined(operator, x.dtype)
+
+
+def undetermined(operator: LinearOperator, dtype: torch.dtype) -> ValueError:
+    """What to raise where a solve without damping has no single answer."""
+    return ValueError(
+        f"damping is 0 and A^H A of {type(operator).__name__} is singular (or too near to it for "
+        f"{str(dtype).removeprefix('torch.')}), so that the system has no solution or many; pass damping > 0."
+    )

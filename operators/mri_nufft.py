@@ -146,7 +146,8 @@ class NonCartesianMRI(LinearOperator):
     def _maps(self, like: Tensor) -> Tensor:
         assert self.maps is not None
         kind = torch.float64 if like.dtype == torch.complex128 else torch.float32
-        return torch.view_as_complex(self.maps.to(like.device, kind))
+        maps: Tensor = torch.view_as_complex(self.maps.to(like.device, kind))
+        return maps
 
     def _kernel(self, like: Tensor) -> Tensor:
         """Spectrum (2H, 2W) of the convolution A^H A of a single coil, real."""
@@ -162,7 +163,7 @@ class NonCartesianMRI(LinearOperator):
             # Offsets -H and -W occur in no image; without them the kernel is Hermitian and its spectrum real.
             kernel[height, :] = 0
             kernel[:, width] = 0
-            spectrum = torch.fft.fft2(kernel).real
+            spectrum: Tensor = torch.fft.fft2(kernel).real
             return spectrum.to(like.device, torch.float64 if like.dtype == torch.complex128 else torch.float32)
 
         return derived(self, "kernel", like, make)
@@ -285,10 +286,14 @@ def _finufft(kind: int, array: Tensor, points: Tensor, image_shape: tuple[int, i
     columns, rows = (angles[:, axis].to(real).contiguous() for axis in (0, 1))
     array = array.contiguous()
     if array.is_cuda:
+        if importlib.util.find_spec("cufinufft") is None:
+            raise ModuleNotFoundError("non-uniform transforms on a GPU need cufinufft: pip install cufinufft.")
         cufinufft = importlib.import_module("cufinufft")
         if kind == 1:
-            return cufinufft.nufft2d1(rows, columns, array, image_shape, eps=tolerance, isign=1)
-        return cufinufft.nufft2d2(rows, columns, array, eps=tolerance, isign=-1)  # type: ignore[no-any-return]
+            gridded: Tensor = cufinufft.nufft2d1(rows, columns, array, image_shape, eps=tolerance, isign=1)
+            return gridded
+        samples: Tensor = cufinufft.nufft2d2(rows, columns, array, eps=tolerance, isign=-1)
+        return samples
     finufft = importlib.import_module("finufft")
     x, y, data = rows.numpy(), columns.numpy(), array.numpy()
     with warnings.catch_warnings():
@@ -299,14 +304,15 @@ def _finufft(kind: int, array: Tensor, points: Tensor, image_shape: tuple[int, i
             result = finufft.nufft2d1(x, y, data, image_shape, eps=tolerance, isign=1, nthreads=threads)
         else:
             result = finufft.nufft2d2(x, y, data, eps=tolerance, isign=-1, nthreads=threads)
-    return torch.from_numpy(result)
+    transformed: Tensor = torch.from_numpy(result)
+    return transformed
 
 
 def _choose(backend: str, work: int) -> str:
     """The backend that will run: "finufft" or "exact"."""
     if backend not in ("auto", "finufft", "exact"):
         raise ValueError(f"unknown backend {backend!r}; expected 'auto', 'finufft' or 'exact'.")
-    installed = any(importlib.util.find_spec(name) is not None for name in ("finufft", "cufinufft"))
+    installed = importlib.util.find_spec("finufft") is not None
     if backend == "exact" or (backend == "auto" and not installed and work <= _EXACT_LIMIT):
         return "exact"
     if not installed:

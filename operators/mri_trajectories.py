@@ -58,7 +58,8 @@ def spiral_trajectory(arms: int, samples: int, *, turns: float, power: float = 1
 def radial_density(trajectory: Tensor) -> Tensor:
     """Area of k-space that each point of a radial trajectory stands for, in (cycles per pixel)^2: the ramp |k|.
 
-    Exact for spokes spread evenly; (spokes, samples, 2) -> (spokes, samples), in the units of `density_compensation`.
+    Exact for spokes spread evenly; (spokes, samples, 2) -> (spokes, samples). Times H W it has the
+    units of `density_compensation`.
     """
     spokes, samples = trajectory.shape[:2]
     radius = torch.linalg.vector_norm(trajectory, dim=-1)

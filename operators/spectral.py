@@ -23,6 +23,7 @@ from invsolve.operators.algebra import Composed, Scaled
 from invsolve.operators.base import LinearOperator
 from invsolve.operators.basic import Mask, MatrixOperator
 from invsolve.operators.blur import Blur
+from invsolve.operators.mri import CartesianMRI
 from invsolve.operators.resize import DecimatedBlur, Downsample
 
 Response = Callable[[Tensor], Tensor]
@@ -118,7 +119,8 @@ def row_spectrum(operator: LinearOperator, like: Tensor) -> RowSpectrum:
     if operator.row_gram is None:
         raise NoSpectrumError(
             f"the singular values of {type(operator).__name__} are not available in closed form; they are for masks, "
-            "matrices, grey values, downsampling, circular blur (also downsampled) and operators with orthogonal rows. "
+            "matrices, grey values, single-coil Cartesian MRI, downsampling, circular blur (also downsampled) and "
+            "operators with orthogonal rows. "
             "Methods that solve by conjugate gradients (pigdm, dds, diffpir, mmps) take any linear operator."
         )
     return RowSpectrum(_scalar(operator.row_gram, like), _same, _same)
@@ -165,6 +167,16 @@ def _(operator: Downsample, like: Tensor) -> RowSpectrum:
     return RowSpectrum(
         row_values[:, None] * column_values, lambda y: rows.mT @ y @ columns, lambda c: rows @ c @ columns.mT
     )
+
+
+@row_spectrum.register
+def _(operator: CartesianMRI, like: Tensor) -> RowSpectrum:
+    if operator.coil_maps is not None or operator.mask.ndim != 2:
+        raise NoSpectrumError(
+            "the singular values of Cartesian MRI are available for one coil and one mask only; take a method that "
+            "solves by conjugate gradients (pigdm, dds, diffpir, mmps)."
+        )
+    return RowSpectrum(operator.mask.to(like.dtype) ** 2, _same, _same)
 
 
 @row_spectrum.register

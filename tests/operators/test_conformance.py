@@ -412,5 +412,5 @@ def test_no_damping_at_all(operator, dense, relative):
     if regular:
         assert relative(operator.solve(operator.normal(x), 0.0), x) < 1e-5
     elif matrix.shape[0] < matrix.shape[1] or values.min() < 1e-14 * values.max():
-        with pytest.raises(ValueError, match="damping is 0 and A\\^H A of .* is singular"):
+        with pytest.raises(ValueError, match=r"damping is 0 and A\^H A of .* is singular"):
             operator.solve(x, 0)

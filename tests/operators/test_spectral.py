@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from invsolve.operators import Blur, Downsample, Grayscale, Identity, LinearOperator, Mask, MatrixOperator
+from invsolve.operators.mri import CartesianMRI
 from invsolve.operators.registry import entries
 from invsolve.operators.spectral import NoSpectrumError, filter_data, filter_image, has_spectrum
 
@@ -94,3 +95,16 @@ def test_refusals_name_a_remedy(operator: LinearOperator, sentence: str) -> None
     assert not has_spectrum(operator)
     with pytest.raises(NoSpectrumError, match=sentence):
         filter_image(operator, torch.zeros((1, 1, 6, 6)), torch.ones_like)
+
+
+def test_single_coil_mri() -> None:
+    """Complex data: A A^H is the mask, so functions of singular values are functions of 0 and 1."""
+    mask = torch.rand((6, 5), generator=generator()) > 0.5
+    operator = CartesianMRI(mask, dtype=torch.float64)
+    x = torch.randn((2, 2, 6, 5), generator=generator(), dtype=torch.float64)
+    measured = operator.adjoint(operator(x))
+    ours = filter_image(operator, x, lambda s: torch.where(s > 0, 5.0, 2.0))
+    torch.testing.assert_close(ours, 2 * x + 3 * measured)
+    torch.testing.assert_close(filter_data(operator, operator(x), lambda s: 7 / s), 7 * measured)
+    maps = torch.ones((2, 6, 5), dtype=torch.complex128)
+    assert not has_spectrum(CartesianMRI(mask, maps, dtype=torch.float64))

@@ -397,6 +397,8 @@ def _report(operator: LinearOperator, result: SolveResult, damping: Tensor, max_
 
 def coisometry_solve(operator: LinearOperator, rhs: Tensor, damping: Tensor, gram: float) -> Tensor:
     """(A^H A + damping I)^-1 rhs where A A^H = gram I, by the Woodbury identity; damping is (B, 1, ...)."""
+    if operator.num_measured == math.prod(operator.in_shape):  # orthogonal: A^H A = gram I as well
+        return rhs / (gram + damping)
     return (rhs - operator.normal(rhs) / (gram + damping)) / damping
 
 

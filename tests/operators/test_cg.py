@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from invsolve.operators import FunctionOperator, LinearOperator, MatrixOperator, SolveWarning, conjugate_gradient
+from invsolve.operators import (
+    Blur,
+    FunctionOperator,
+    LinearOperator,
+    MatrixOperator,
+    SolveWarning,
+    conjugate_gradient,
+    gaussian_kernel,
+)
+from invsolve.operators.cg import advance, inner64
+from invsolve.operators.graphs import GraphCache
+from invsolve.operators.lsqr import lsqr
+from invsolve.operators.precondition import cosine, diagonal, low_rank, nystrom
 
 
 def diagonal(*rows):
@@ -214,3 +226,212 @@ def test_solve_uses_its_start_and_limits():
     assert errors[0] > errors[1] > 1e-4
     assert errors[2] < 1e-8
     assert torch.allclose(operator.solve(rhs, 1e-4, x0=exact, rtol=1e-9, max_iter=1), exact, rtol=1e-6)
+
+
+def test_a_perfect_preconditioner_needs_one_step():
+    matrix, rhs = spd(20, condition=1e4), noise(2, 20)
+    inverse = torch.linalg.inv(matrix + 0.1 * torch.eye(20))
+    result = conjugate_gradient(lambda x: x @ matrix, rhs, 0.1, preconditioner=lambda r: r @ inverse)
+    assert result.iterations.tolist() == [1, 1]
+    assert torch.allclose(result.x, rhs @ inverse)
+
+
+def test_a_preconditioner_helps_and_stops_on_the_plain_residual():
+    values = torch.logspace(0, 5, 40, dtype=torch.float64)
+    couple = spd(40, condition=3.0)
+    matrix = values.sqrt()[:, None] * couple * values.sqrt()
+    rhs, shift = noise(2, 40), torch.tensor([[1e-3], [1.0]], dtype=torch.float64)
+    plain = conjugate_gradient(lambda x: x @ matrix, rhs, shift, rtol=1e-9)
+    helped = conjugate_gradient(
+        lambda x: x @ matrix, rhs, shift, rtol=1e-9, preconditioner=diagonal(matrix.diagonal(), shift)
+    )
+    assert (helped.iterations * 2 < plain.iterations).all()
+    true = (rhs - helped.x @ matrix - shift * helped.x).norm(dim=1) / rhs.norm(dim=1)
+    assert (true < 1.01e-9).all()
+
+
+def test_an_indefinite_preconditioner_is_a_breakdown():
+    result = conjugate_gradient(lambda x: 2 * x, noise(1, 4), preconditioner=lambda r: -r)
+    assert result.breakdown.tolist() == [True]
+
+
+def test_low_rank_preconditioner():
+    basis = torch.linalg.qr(noise(30, 30))[0]
+    values = torch.cat([torch.logspace(3, 1, 5, dtype=torch.float64), torch.full((25,), 1e-3, dtype=torch.float64)])
+    matrix, rhs = basis * values @ basis.T, noise(1, 30, seed=2)
+    pair = nystrom(lambda x: x @ matrix, rhs, 8, torch.Generator().manual_seed(0))
+    assert torch.allclose(pair[1][:5], values[:5], rtol=1e-3)
+    shift = torch.full((1, 1), 0.01, dtype=torch.float64)
+    result = conjugate_gradient(lambda x: x @ matrix, rhs, 0.01, preconditioner=low_rank(*pair, shift))
+    assert result.converged.all()
+    assert result.iterations[0] <= 4
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_cosine_preconditioner_against_dense(size):
+    tables = []
+    for n in size:
+        order = torch.arange(n, dtype=torch.float64)
+        table = torch.cos(torch.pi / n * torch.outer(order + 0.5, order)) * (2 / n) ** 0.5
+        table[:, 0] /= 2**0.5
+        tables.append(table)
+    rows, columns = tables
+    power, scale, r = noise(1, *size).abs(), noise(*size, seed=2).abs() + 0.5, noise(2, 1, *size, seed=3)
+    damping = torch.tensor([0.1, 2.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+    exact = rows @ ((rows.T @ (r / scale) @ columns) / (power + damping)) @ columns.T / scale
+    assert torch.allclose(cosine(power, scale, damping)(r), exact, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "reflect", "replicate", "valid"])
+def test_blur_preconditioners_save_iterations(boundary):
+    blur = Blur(gaussian_kernel(1.5, 9), (1, 64, 60), boundary, dtype=torch.float64)
+    rhs = noise(1, 1, 64, 60)
+    plain = blur.solve_cg(rhs, 1e-2, rtol=1e-6, preconditioned=False)
+    helped = blur.solve_cg(rhs, 1e-2, rtol=1e-6)
+    assert helped.converged.all()
+    assert 1.5 * helped.iterations[0] < plain.iterations[0]
+    assert torch.allclose(helped.x, plain.x, rtol=1e-3, atol=1e-3)
+
+
+def test_single_precision_meets_the_true_residual():
+    matrix, rhs = spd(60, condition=1e4).float(), noise(2, 60).float()
+    result = conjugate_gradient(lambda x: x @ matrix, rhs, 1e-4, rtol=1e-5)
+    true = (rhs - result.x @ matrix - 1e-4 * result.x).norm(dim=1) / rhs.norm(dim=1)
+    assert torch.allclose(result.residual, true, rtol=0.1, atol=0)
+    assert ((true <= 1.1e-5) | result.stalled).all()
+
+
+def test_out_of_digits_is_reported_not_claimed():
+    matrix, rhs = spd(60, condition=1e8).float(), noise(1, 60).float()
+    result = conjugate_gradient(lambda x: x @ matrix, rhs, rtol=1e-7, max_iter=5000)
+    assert not result.converged.any()
+
+
+def test_sums_in_single_precision_keep_their_digits():
+    a = noise(2, 300_000).float()
+    exact = (a.double() ** 2).sum(1)
+    assert ((inner64(a, a) - exact).abs() < 2e-8 * exact).all()
+
+
+def ill_conditioned(condition):
+    left, right = (torch.linalg.qr(noise(30, 30, seed=s))[0] for s in (5, 6))
+    return left * torch.logspace(0, -torch.tensor(condition).log10(), 30, dtype=torch.float64) @ right.T
+
+
+def test_lsqr_keeps_the_digits_that_the_normal_equations_lose():
+    matrix, exact = ill_conditioned(1e6), noise(2, 30)
+    y = exact @ matrix.T
+    good = lsqr(lambda x: x @ matrix.T, lambda r: r @ matrix, y, rtol=1e-15, max_iter=2000)
+    normal = conjugate_gradient(lambda x: x @ matrix.T @ matrix, y @ matrix, max_iter=2000)
+    errors = [float((x - exact).norm() / exact.norm()) for x in (good.x, normal.x)]
+    assert errors[0] < 1e-7
+    assert errors[1] > 100 * errors[0]
+
+
+def test_lsqr_with_damping_per_entry_and_complex_data():
+    matrix = noise(9, 6, dtype=torch.complex128)
+    y, damping = noise(3, 9, seed=4, dtype=torch.complex128), torch.tensor([0.0, 0.1, 5.0], dtype=torch.float64)
+    y[1] *= 1e3
+    result = lsqr(lambda x: x @ matrix.T, lambda r: r @ matrix.conj(), y, damping)
+    systems = matrix.mH @ matrix + damping[:, None, None] * torch.eye(6)
+    assert torch.allclose(result.x, torch.linalg.solve(systems, y @ matrix.conj()), rtol=1e-9, atol=1e-9)
+    assert result.converged.all()
+    zero = lsqr(lambda x: x @ matrix.T, lambda r: r @ matrix.conj(), 0 * y)
+    assert torch.equal(zero.x, torch.zeros_like(zero.x))
+
+
+class _Learned(LinearOperator):
+    """x -> gains * (x convolved along the row with a learned kernel), solved by conjugate gradients."""
+
+    def __init__(self, kernel, gains):
+        super().__init__((7,), (7,))
+        self.kernel = torch.nn.Parameter(kernel)
+        self.register_buffer("gains", gains)
+
+    def matrix(self):
+        index = torch.arange(7)
+        return self.gains[:, None] * self.kernel[(index[:, None] - index) % 3] * (index[:, None] - index < 3)
+
+    def forward(self, x):
+        return x @ self.matrix().T
+
+    def adjoint(self, y):
+        return y @ self.matrix()
+
+
+@pytest.mark.parametrize("what", ["solve", "pseudo_inverse"])
+def test_gradients_through_solves(what):
+    rhs, kernel, gains = noise(2, 7), noise(3, seed=3), noise(7, seed=4)
+    damping = torch.tensor([0.5, 2.0], dtype=torch.float64)
+
+    def function(rhs, damping, kernel, gains):
+        operator = _Learned(torch.zeros(3, dtype=torch.float64), gains)
+        del operator.kernel
+        operator.register_buffer("kernel", kernel)  # a tensor with a graph, as a network would give it
+        return getattr(operator, what)(rhs, damping)
+
+    inputs = [value.clone().requires_grad_() for value in (rhs, damping, kernel, gains)]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_gradients_reach_parameters():
+    operator = _Learned(noise(3), noise(7, seed=4).abs() + 1)
+    operator.solve(noise(1, 7), 0.5).square().sum().backward()
+    assert bool((operator.kernel.grad != 0).all())
+
+
+def test_a_learned_blur_kernel_gets_gradients_and_no_stale_spectrum():
+    kernel = noise(3, 3).abs()
+    for boundary in ("circular", "zero"):
+        x, learned = noise(1, 1, 6, 7), kernel.clone().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda k, x=x, b=boundary: Blur(k, (1, 6, 7), b, dtype=torch.float64).solve(x, 0.5), (learned,)
+        )
+        blur = Blur(kernel, (1, 6, 7), boundary, dtype=torch.float64)
+        before = blur(x)
+        blur.kernel.mul_(2)
+        assert torch.allclose(blur(x), 2 * before)
+
+
+def test_a_block_of_iterations_gives_the_same_result():
+    """The protocol of the CUDA graphs, on vectors of the block's own."""
+    matrix, rhs = spd(20, condition=1e3), noise(2, 20)
+
+    class Block:
+        calls = 0
+
+        def adopt(self, state):
+            self.state = state
+            return state
+
+        def __call__(self, count):
+            Block.calls += 1
+            advance(self.state, lambda x: x @ matrix, None, count)
+
+    result = conjugate_gradient(lambda x: x @ matrix, rhs, 0.1, check_every=8, capture=lambda state: Block())
+    assert Block.calls > 1
+    assert torch.allclose(result.x, conjugate_gradient(lambda x: x @ matrix, rhs, 0.1).x, rtol=1e-12)
+
+
+def test_where_nothing_can_be_captured_solves_go_on(monkeypatch):
+    blur = Blur(gaussian_kernel(1.0), (1, 16, 16), "zero")
+    cache, rhs = GraphCache(), noise(1, 1, 16, 16).float()
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: (_ for _ in ()).throw(RuntimeError("no")))
+    for _ in range(3):
+        result = conjugate_gradient(blur.normal, rhs, 0.1, capture=lambda state: cache.find(blur, state))
+        assert result.converged.all()
+
+
+@pytest.mark.gpu
+def test_graphs_replay_the_same_solves():
+    blur = Blur(gaussian_kernel(1.5, 9), (1, 64, 64), "zero").cuda()
+    for seed in range(4):
+        rhs = noise(2, 1, 64, 64, seed=seed).float().cuda()
+        damping = torch.tensor([0.01, 0.1 * (seed + 1)])
+        exact = conjugate_gradient(blur.normal, rhs, damping, rtol=1e-5)
+        result = blur.solve_cg(rhs, damping, rtol=1e-5)
+        assert result.converged.all()
+        assert torch.allclose(result.x, exact.x, rtol=1e-3, atol=1e-4)
+    assert any(blur.__dict__["_graphs"]._blocks.values()), "nothing was captured"

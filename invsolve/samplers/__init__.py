@@ -66,6 +66,6 @@ __all__ = [
     "PnPFlow",
     "REDDiff",
     "Sampler",
-    "TwistedMMPS",
     "ScoreSDE",
+    "TwistedMMPS",
 ]

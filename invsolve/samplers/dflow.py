@@ -85,9 +85,10 @@ class DFlow(Sampler):
             return loss.detach(), gradient, image.detach()
 
         # 1. source noise of the back-projection; 2. mixed with fresh noise
+        lifted = lift(self, measurement)
         with torch.no_grad():
-            inverted = self.transport(prior, lift(self, measurement), times[::-1], False) if self.blend > 0 else 0.0
-        fresh = standard_normal(lift(self, measurement), generator)
+            inverted = self.transport(prior, lifted, times[::-1], False) if self.blend > 0 else 0.0
+        fresh = standard_normal(lifted, generator)
         z = math.sqrt(self.blend) * inverted + math.sqrt(1 - self.blend) * fresh
         # 3. L-BFGS
         search = LBFGS(z, self.history)

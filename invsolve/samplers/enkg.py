@@ -14,7 +14,8 @@ from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, start
-from invsolve.samplers.smc import Cloud, MicroBatches, ParticleSampler, Weights, denoise_particles, report_cloud
+from invsolve.samplers.batches import MicroBatches
+from invsolve.samplers.smc import Cloud, ParticleSampler, Weights, denoise_particles, report_cloud
 from invsolve.samplers.steps import euler, integrate
 
 

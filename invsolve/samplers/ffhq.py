@@ -50,7 +50,7 @@ PAPER: dict[str, dict[str, dict[str, Any]]] = {
     "mcg": _everywhere({"num_steps": 1000, "step_size": 1.0}),
     "ddrm": _everywhere({"num_steps": 20, "eta": 0.85, "eta_b": 1.0}),
     "ddnm": _everywhere({"num_steps": 100, "eta": 0.85}),
-    # 100 evaluations are what the tables that quote it used; the paper's own weight, deterministic or not, varies.
+    # 100 evaluations are what the tables that quote it used.
     "pigdm": _everywhere({"num_steps": 100, "eta": 1.0, "guidance": "paper"}),
     "tmpd": _everywhere({"num_steps": 1000}),
     "ilvr": {"sr4": {"num_steps": 1000}},

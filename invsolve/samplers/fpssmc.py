@@ -16,9 +16,9 @@ from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, linear_operator, noise_level, start
+from invsolve.samplers.batches import MicroBatches
 from invsolve.samplers.smc import (
     Cloud,
-    MicroBatches,
     ParticleSampler,
     Weights,
     damped_misfit,

@@ -19,13 +19,14 @@ from invsolve.samplers.steps import ancestral
 
 @dataclass(frozen=True)
 class ILVR(Sampler):
-    """Replaces the measured part of every state by the data, noised to its level; the simplest, without gradients.
+    """Replaces the measured part of every state by the data, noised to its level; for (nearly) noiseless data.
 
     ILVR: Choi et al., ICCV 2021, arXiv 2108.02938, Algorithm 1, with the orthogonal projection phi = A^+ A in the
     place of the paper's down- and upsampling (whose product is not a projection), so that it serves any linear
     operator: x + A^+ (y + tau A n - A x) after every unconditional step. The authors' code noises the reference to the
     level before. For noisy data A^+ becomes A^H (A A^H + (noise_std / tau)^2 I)^-1, which trusts them no more than the
-    state and leaves the last step alone: the paper's would copy the noise of y into the image.
+    state and leaves the last step alone: the paper's would copy the noise of y into the image. Many steps use the same
+    noise many times, though: for noisy data of ill-conditioned operators take another method.
 
     Cost per step: one network evaluation, one solve.
 

@@ -17,9 +17,9 @@ from invsolve.operators.spectral import RowSpectrum, row_spectrum
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, linear_operator, noise_level, start
+from invsolve.samplers.batches import MicroBatches
 from invsolve.samplers.smc import (
     Cloud,
-    MicroBatches,
     ParticleSampler,
     Weights,
     denoise_particles,
@@ -28,7 +28,6 @@ from invsolve.samplers.smc import (
     select,
     transition,
 )
-
 
 CLOSE = 1e-3
 """Relative distance under which two levels count as one."""

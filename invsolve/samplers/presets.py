@@ -73,7 +73,7 @@ PRESETS = ("fast", "balanced", "best")
 """At most 25, 100 and 1000 network evaluations per sample. "paper:ffhq-<task>" takes the published settings."""
 
 _FROM_NOISE = {"schedule": "edm", "sigma_max": 40.0, "sigma_min": 0.02}
-_BAYES = {"guidance": "bayes", "data_std": 0.5, **_FROM_NOISE}
+_ANCESTRAL = {"predictor": "ancestral", "sigma_max": 40.0, "sigma_min": 0.02}
 
 _GIBBS = {"rho_max": 2.0, "rho_min": 0.05, "sigma_max": 3.0, "sigma_min": 0.02}
 
@@ -135,9 +135,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 200, "ode_steps": 5, "sigma_max": 100.0, "sigma_min": 0.03, "prior_std": 0.1},
     },
     "scoresde": {
-        "fast": {"num_steps": 25, "corrector_steps": 0},
-        "balanced": {"num_steps": 50},
-        "best": {"num_steps": 500},
+        "fast": {"num_steps": 25, "corrector_steps": 0, **_ANCESTRAL},
+        "balanced": {"num_steps": 50, **_ANCESTRAL},
+        "best": {"num_steps": 500, **_ANCESTRAL},
     },
     "ilvr": {
         "fast": {"num_steps": 25},
@@ -145,9 +145,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 1000},
     },
     "pigdm": {
-        "fast": {"num_steps": 25, **_BAYES},
-        "balanced": {"num_steps": 100, **_BAYES},
-        "best": {"num_steps": 500, **_BAYES},
+        "fast": {"num_steps": 25},
+        "balanced": {"num_steps": 100},
+        "best": {"num_steps": 500},
     },
     "tmpd": {
         "fast": {"num_steps": 25, **_FROM_NOISE},
@@ -160,9 +160,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 200, "cg_iterations": 5, **_FROM_NOISE},
     },
     "lgd": {
-        "fast": {"num_steps": 25, "data_std": 0.5, **_FROM_NOISE},
-        "balanced": {"num_steps": 100, "data_std": 0.5, **_FROM_NOISE},
-        "best": {"num_steps": 500, "data_std": 0.5, **_FROM_NOISE},
+        "fast": {"num_steps": 25, **_FROM_NOISE},
+        "balanced": {"num_steps": 100, **_FROM_NOISE},
+        "best": {"num_steps": 500, **_FROM_NOISE},
     },
     "ddrm": {
         "fast": {"num_steps": 20},
@@ -175,9 +175,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"num_steps": 200, "travel_length": 5, "travel_repeat": 3},
     },
     "flowchef": {
-        "fast": {"num_steps": 25},
-        "balanced": {"num_steps": 100},
-        "best": {"num_steps": 500},
+        "fast": {"num_steps": 25, "step_size": 0.5},
+        "balanced": {"num_steps": 100, "step_size": 0.3},
+        "best": {"num_steps": 500, "step_size": 0.2},
     },
     "pnpdm": {
         "fast": {"num_steps": 7, "grid_steps": 5, "rho_decay": 0.55, **_GIBBS},

@@ -14,7 +14,8 @@ from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, Sampler, report, start
-from invsolve.samplers.smc import MicroBatches, denoise_particles, squared_norm
+from invsolve.samplers.batches import MicroBatches
+from invsolve.samplers.smc import denoise_particles, squared_norm
 from invsolve.samplers.steps import ancestral
 
 

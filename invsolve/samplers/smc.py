@@ -7,7 +7,6 @@ weighted, resampled and reported alone, and draws from its own generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,9 +18,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers.base import Callback, Sampler, report
-
-LARGEST_PIECE = 1 << 24
-"""Pixel values in one network call: 85 colour images of 256 x 256."""
+from invsolve.samplers.batches import MicroBatches
 
 
 @dataclass(frozen=True)
@@ -188,37 +185,6 @@ def transition(x: Tensor, d: Tensor, sigma: float, tau: float, prior_std: float 
 def remaining_variance(sigma: float, prior_std: float) -> float:
     """Var[x0 | x_sigma] under a white prior of standard deviation `prior_std`."""
     return sigma**2 * prior_std**2 / (sigma**2 + prior_std**2)
-
-
-class MicroBatches:
-    """Runs a function over a long batch, in pieces that fit the memory.
-
-    When a CUDA device runs out of memory the piece is halved, for this call and all later ones, and the run goes on.
-
-    Args:
-        size: entries per piece; if None, as many as have LARGEST_PIECE pixel values together.
-    """
-
-    def __init__(self, size: int | None = None) -> None:
-        if size is not None and size < 1:
-            raise ValueError(f"micro_batch is {size}; expected at least 1.")
-        self.size = size
-
-    def __call__(self, function: Callable[..., tuple[Tensor, ...]], *arrays: Tensor) -> tuple[Tensor, ...]:
-        """function applied to pieces of `arrays` along their first axis; its results joined again."""
-        total = len(arrays[0])
-        done, pieces = 0, []
-        while done < total:
-            size = min(self.size or max(1, LARGEST_PIECE // arrays[0][0].numel()), total - done)
-            try:
-                pieces.append(function(*(array[done : done + size] for array in arrays)))
-            except torch.cuda.OutOfMemoryError:
-                if size == 1:
-                    raise
-                self.size = size // 2
-                continue
-            done += size
-        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
 def denoise_particles(prior: Prior, x: Tensor, sigma: float, batches: MicroBatches) -> Tensor:

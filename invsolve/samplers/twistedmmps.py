@@ -17,10 +17,10 @@ from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, linear_operator, noise_level, start
+from invsolve.samplers.batches import MicroBatches
 from invsolve.samplers.gradients import linearize
 from invsolve.samplers.smc import (
     Cloud,
-    MicroBatches,
     ParticleSampler,
     Weights,
     report_cloud,
@@ -129,7 +129,7 @@ class TwistedMMPS(ParticleSampler):
             denoised, transposed = linearize(prior, x, sigma)
 
             def covariance(v: Tensor) -> Tensor:
-                return operator(transposed(operator.adjoint(v), False))
+                return operator.forward(transposed(operator.adjoint(v), False))
 
             residual = y - operator(denoised)
             v = conjugate_gradient(covariance, residual, damping, rtol=1e-6, max_iter=self.cg_iterations).x

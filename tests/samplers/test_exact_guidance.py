@@ -114,7 +114,8 @@ def scoresde_law(sampler: ScoreSDE, noise_std: float, power: float) -> Law:
             length = 2 * sampler.snr**2 * 2 / square
             x.step(IDENTITY + length * score, 0.0, math.sqrt(2 * length) * IDENTITY)
         x.step(keep, weight * OBSERVE, weight * sigma * SEEN)
-        x.step(IDENTITY + (sigma**2 - tau**2) * score, 0.0, (tau > 0) * math.sqrt(sigma**2 - tau**2) * IDENTITY)
+        share = float(tau > 0) if sampler.predictor == "reverse" else tau / sigma
+        x.step(IDENTITY + (sigma**2 - tau**2) * score, 0.0, share * math.sqrt(sigma**2 - tau**2) * IDENTITY)
     if noise_std == 0:
         x.step(UNSEEN, OBSERVE)
     return x.law()
@@ -244,18 +245,18 @@ def dps_euler_law(sampler: DPS, noise_std: float, power: float) -> Law:
 # A last level as high as this, so that leaving out the step from it shows.
 EDM: dict[str, Any] = {"schedule": "edm", "sigma_max": 20.0, "sigma_min": 0.4}
 CASES: dict[str, tuple[Sampler, float, Callable[..., Law], float]] = {
-    "scoresde": (ScoreSDE(40, 1, 0.16, 1.0, 20.0, 0.05), 0.0, scoresde_law, 0.01),
-    "scoresde-noisy": (ScoreSDE(40, 1, 0.16, 0.7, 20.0, 0.4), 0.3, scoresde_law, 0.01),
+    "scoresde": (ScoreSDE(40, 1, 0.16, 1.0, "ancestral", 20.0, 0.05), 0.0, scoresde_law, 0.01),
+    "scoresde-noisy": (ScoreSDE(40, 1, 0.16, 0.7, "reverse", 20.0, 0.4), 0.3, scoresde_law, 0.01),
     "ilvr": (ILVR(40, clip=False), 0.0, ilvr_law, 1e-5),
     "ilvr-free": (ILVR(40, free_steps=3, clip=False, **EDM), 0.3, ilvr_law, 0.0),
-    "pigdm-paper": (PiGDM(20, 0.7, **EDM), 0.3, pigdm_law, 0.0),
+    "pigdm-paper": (PiGDM(20, 0.7, "paper", **EDM), 0.3, pigdm_law, 0.0),
     "pigdm-unit": (PiGDM(20, 0.7, "unit", warm_start=True), 0.3, pigdm_law, 0.0),
     "pigdm-substituted": (PiGDM(20, 0.7, "substituted"), 0.0, pigdm_law, 0.0),
     "pigdm-bayes": (PiGDM(40, 1.0, "bayes", **EDM), 0.3, pigdm_law, 0.0),
     "tmpd": (TMPD(40, **EDM), 0.3, moment_law, 0.0),
     "mmps": (MMPS(40, **EDM), 0.3, moment_law, 0.0),
     "mmps-ode": (MMPS(40, eta=0.0, **EDM), 0.3, moment_law, 0.0),
-    "lgd": (LGD(40, num_draws=1, **EDM), 0.3, lgd_law, 0.0),
+    "lgd": (LGD(40, num_draws=1, data_std=1.0, **EDM), 0.3, lgd_law, 0.0),
     "ddrm": (DDRM(20, **EDM), 0.5, ddrm_law, 0.0),
     "ddrm-trust": (DDRM(20, eta=0.6, eta_b=0.7), 0.3, ddrm_law, 0.0),
     "ddrm-noiseless": (DDRM(20), 0.0, ddrm_law, 1e-5),
@@ -324,7 +325,7 @@ def test_lgd_with_many_draws_is_exact_in_one_dimension() -> None:
     prior = GaussianPrior(torch.full((1, 1, 1), 0.5, dtype=torch.float64), 0.49)
     operator = MatrixOperator(torch.ones((1, 1), dtype=torch.float64), (1, 1, 1))
     y = torch.full((2000, 1), 1.3, dtype=torch.float64)
-    sampler = LGD(150, 60, annealed=False, data_std=0.7, **FINE)
+    sampler = LGD(100, 40, annealed=False, data_std=0.7, **FINE)
     samples = sampler(Measurement(y, operator, GaussianNoise(0.5)), prior, generator=torch.Generator().manual_seed(1))
     assert_posterior(samples, prior.posterior(operator, y[0], 0.5))
 

@@ -64,6 +64,8 @@ class Composed(LinearOperator):
         shift = per_entry(damping, rhs)
         reduced = self.inner(rhs) / gram
         inside = self.outer.solve(reduced, (shift / gram).flatten()) / gram
+        if reduced.numel() * (1 + reduced.is_complex()) == rhs.numel() * (1 + rhs.is_complex()):
+            return self.inner.adjoint(inside)  # B is square: it has no null space
         return self.inner.adjoint(inside - reduced / shift) + rhs / shift
 
     def pseudo_inverse(

@@ -228,6 +228,7 @@ def _begin(x: Tensor, residual: Tensor, shift: Tensor, goal: Tensor, preconditio
     direction = residual.clone() if preconditioner is None else preconditioner(residual).clone()
     direction.masked_fill_(_column(breakdown, x), 0)
     gamma = delta.clone() if preconditioner is None else inner64(residual, direction)
+    breakdown |= ~((gamma >= 0) & torch.isfinite(gamma))
     none = torch.zeros_like(breakdown)
     iterations = torch.zeros_like(delta, dtype=torch.int64)
     image = torch.empty_like(x)

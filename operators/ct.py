@@ -164,7 +164,7 @@ def _parallel_examples() -> list[Operator]:
     ]  # fmt: skip
 
 
-@register("parallelbeamct", _parallel_examples)
+@register("parallel-beam-ct", _parallel_examples)
 class ParallelBeamCT(CTOperator):
     """Parallel-beam CT: the integral of the image along every ray, averaged over each detector bin.
 
@@ -245,7 +245,7 @@ def _fan_examples() -> list[Operator]:
     ]  # fmt: skip
 
 
-@register("fanbeamct", _fan_examples)
+@register("fan-beam-ct", _fan_examples)
 class FanBeamCT(CTOperator):
     """Fan-beam CT with a flat detector: as `ParallelBeamCT`, with rays that spread from a point source.
 

@@ -38,7 +38,7 @@ def _examples() -> list[Operator]:
     ]
 
 
-@register("cartesianmri", _examples)
+@register("cartesian-mri", _examples)
 class CartesianMRI(LinearOperator):
     """MRI on a grid: the Fourier transform of the image as each coil sees it, at the sampled positions.
 

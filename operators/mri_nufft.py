@@ -37,7 +37,7 @@ def _examples() -> list[Operator]:
     ]
 
 
-@register("noncartesianmri", _examples)
+@register("noncartesian-mri", _examples)
 class NonCartesianMRI(LinearOperator):
     """MRI off the grid: the Fourier transform of the image as each coil sees it, along a trajectory.
 

@@ -77,8 +77,10 @@ def _priors() -> Rows:
 
 def _problems() -> Rows:
     from invsolve.problems.ffhq import FFHQ_TASKS
+    from invsolve.problems.mri import MRI_TASKS
     from invsolve.problems.photo import PHOTO_TASKS
 
     rows = [[name, task.summary, f"invsolve restore ... --task {name}"] for name, task in PHOTO_TASKS.items()]
     rows += [[name, task.summary, f'Python: ffhq_problem("{name}")'] for name, task in FFHQ_TASKS.items()]
+    rows += [[name, task.summary, f'Python: mri_problem("{name}")'] for name, task in MRI_TASKS.items()]
     return ["name", "what happened to the image", "how to use it"], rows

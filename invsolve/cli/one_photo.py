@@ -165,6 +165,7 @@ def _solve(
                 device=options.device,
                 dtype=options.dtype,
                 tile=options.tile_size(),
+                checkpoint=options.checkpoint,
                 callback=callback,
             )
         except (ValueError, FileNotFoundError) as error:
@@ -188,6 +189,7 @@ def _record(info: SolveInfo, noise_std: float, prior: LoadedPrior) -> tuple[dict
         "data_residual_meaning": "||A x - y|| / (noise_std sqrt(m)), near 1 where the result explains the data"
         if noise_std > 0
         else "||A x - y||",
+        **({"diagnostics": info.diagnostics} if info.diagnostics else {}),
         "prior": prior.name,
         "prior_sha256": prior.sha256,
         "device": info.device,

@@ -37,6 +37,7 @@ class RestoreOptions:
     device: str = "auto"
     dtype: str = "auto"
     tile: str = "auto"
+    checkpoint: bool = False
     format: str = "same"
     white: float = 1.0
     max_megapixels: float = 100.0

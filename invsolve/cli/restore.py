@@ -21,6 +21,7 @@ from invsolve.cli.spread import spread_map
 from invsolve.cli.tasks import LoadedPrior, TaskSource, check_names
 from invsolve.cli.writing import Transaction, check_writable, write_photo
 from invsolve.priors.registry import SHIPPED
+from invsolve.samplers.presets import SAMPLERS
 
 
 @dataclass
@@ -100,6 +101,8 @@ def _out_of_memory(error: Exception, job: Job, options: RestoreOptions) -> str |
     if not (graphics or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
         return None
     remedies = ["use a smaller --tile"]
+    if not options.checkpoint and getattr(SAMPLERS.get(options.method), "needs_gradient", False):
+        remedies.append("--checkpoint")
     if options.samples > 1:
         remedies.append("fewer --samples")
     if graphics:

@@ -131,6 +131,15 @@ def restore(
             help="Side of the tiles in which large images are denoised, in pixels; auto, or none for never.",
         ),
     ] = "auto",
+    checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint",
+            rich_help_panel=HOW,
+            help="Methods that need the network's gradient (dps, pigdm, ...): a quarter of the memory, a third more "
+            "time.",
+        ),
+    ] = False,
     file_format: Annotated[
         str,
         typer.Option(
@@ -213,6 +222,7 @@ def restore(
         device=device,
         dtype=dtype,
         tile=tile,
+        checkpoint=checkpoint,
         format=file_format,
         white=white,
         max_megapixels=max_megapixels,

@@ -36,6 +36,7 @@ class Sampler:
         needs_solve: solves (A^H A + damping I) x = rhs, in closed form or by conjugate gradient, at every step.
         needs_spectral: needs functions of the operator's singular values, see `invsolve.operators.spectral`.
         particles: one posterior sample is carried by several interacting particles.
+        interacting: batch entries with equal measurements are the particles of one image and see each other.
         nonlinear: has a form for operators that are not linear.
         nonlinear_settings: hyper-parameters to set for that form, if any.
         cost: cost of a step beyond the method's arithmetic, for example "1 forward, 1 backward, 1 solve".
@@ -47,6 +48,7 @@ class Sampler:
     needs_solve: ClassVar[bool] = False
     needs_spectral: ClassVar[bool] = False
     particles: ClassVar[bool] = False
+    interacting: ClassVar[bool] = False
     nonlinear: ClassVar[bool] = False
     nonlinear_settings: ClassVar[Mapping[str, Any]] = {}
     cost: ClassVar[str] = "1 forward"
@@ -75,6 +77,17 @@ class Sampler:
             DivergenceError: the iterate became NaN or infinite.
         """
         raise NotImplementedError(f"{type(self).__name__} must write __call__")
+
+    def diagnosed(
+        self,
+        measurement: Measurement,
+        prior: Prior,
+        *,
+        generator: Generators = None,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples as from `__call__`, and what the method knows of their quality: named numbers, shape (B,) each."""
+        return self(measurement, prior, generator=generator, callback=callback), {}
 
     @classmethod
     def name(cls) -> str:

@@ -43,15 +43,16 @@ class Langevin(Sampler):
         sigma_max: first level; the prior's largest if None.
         sigma_min: last level. The result keeps this much noise where the data say nothing.
         step: h, 0.05 to 1; 1 forgets all but e^-1 of the state.
-        prior_std: local standard deviation of the prior in model units. Too small is safe, and slow.
+        prior_std: local standard deviation of the prior in model units. Too small is safe, and slow;
+            far above sigma_min it diverges where the prior is thinner than that.
     """
 
     num_steps: int = 1000
     num_levels: int = 200
     sigma_max: float | None = None
-    sigma_min: float = 0.002
+    sigma_min: float = 0.02
     step: float = 0.3
-    prior_std: float = 0.1
+    prior_std: float = 0.02
 
     paper: ClassVar[str] = "1907.05600"
     needs_linear: ClassVar[bool] = True

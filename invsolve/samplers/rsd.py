@@ -30,7 +30,7 @@ class RSD(Sampler):
     floor to the variety; the particles are no draws of the posterior.
 
     **Entries of the batch with equal measurements are the particles of one image**, and see each other; all others
-    are independent. Draw them in one call.
+    are independent. `invsolve.solve` draws all samples of an image in one call for this.
 
     Differences from the released code: no autoencoder, and the kernel compares the denoised images (or `features` of
     them) instead of DINO features of decoded noisy latents, with bandwidth median^2 / log(n), defined for two particles
@@ -58,6 +58,7 @@ class RSD(Sampler):
 
     paper: ClassVar[str] = "2406.16683"
     particles: ClassVar[bool] = True
+    interacting: ClassVar[bool] = True
     nonlinear: ClassVar[bool] = True
     cost: ClassVar[str] = "1 forward, 1 operator gradient"
 

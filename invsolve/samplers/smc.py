@@ -69,8 +69,19 @@ class ParticleSampler(Sampler):
         generator: Generators = None,
         callback: Callback | None = None,
     ) -> Tensor:
+        return self.diagnosed(measurement, prior, generator=generator, callback=callback)[0]
+
+    @torch.no_grad()
+    def diagnosed(
+        self,
+        measurement: Measurement,
+        prior: Prior,
+        *,
+        generator: Generators = None,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         cloud = self.cloud(measurement, prior, generator=generator, callback=callback)
-        return cloud.draw(generator)
+        return cloud.draw(generator), {"smallest_ess": cloud.ess.amin(0)}
 
     def cloud(
         self,

@@ -43,7 +43,7 @@ class TDS(ParticleSampler):
     constant.
 
     The last step draws nothing: a linear operator's clean image is the mean of N(x0; D, r^2 I) p(y | x0), whose weight
-    is 1, and another one's is D with the true likelihood as weight. The proposal is not clipped.
+    is 1, and another one's is D with the true likelihood as weight.
 
     Cost per step: for every particle one network evaluation, one backward pass, and one solve or gradient of A.
 
@@ -55,6 +55,8 @@ class TDS(ParticleSampler):
         prior_std: standard deviation of the images in model units, for r. Too large is safe (the weights see to the
             rest), too small kills particles early.
         kernel_std: see `smc.transition`; None for the DDPM kernel.
+        clip: clamp the guided clean image to the prior's data range, as the authors do; the weights know of it.
+            Without, the gradient of a network can throw particles far away at high levels.
         twist: power of the twist; 1 is the posterior.
         ess_threshold: share of `num_particles` below which an image's particles are resampled; 1 at every step.
         micro_batch: particles per network call; all at once, or as many as fit the GPU, if None.
@@ -66,6 +68,7 @@ class TDS(ParticleSampler):
     sigma_min: float = 0.002
     prior_std: float = 0.5
     kernel_std: float | None = 0.06
+    clip: bool = True
     twist: float = 1.0
     ess_threshold: float = 0.5
     micro_batch: int | None = None
@@ -109,7 +112,10 @@ class TDS(ParticleSampler):
                 break
             # 3. twisted proposal
             mean, variance = transition(x, denoised, sigma, tau, self.kernel_std)
-            shift = (sigma**2 - tau**2) * gradient
+            guided = denoised + sigma**2 * gradient
+            if self.clip:
+                guided = guided.clamp(*prior.data_range)
+            shift = (1 - (tau / sigma) ** 2) * (guided - denoised)
             draw = math.sqrt(variance) * standard_normal(x, generator)
             x = mean + shift + draw
             # 4. weights: model against proposal, new twist against old

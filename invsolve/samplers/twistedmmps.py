@@ -53,6 +53,7 @@ class TwistedMMPS(ParticleSampler):
         cg_iterations: at most this many; the exact covariance from the number of measurements on.
         sigma_max: first level; the prior's largest if None.
         sigma_min: last level but 0.
+        kernel_std: see `smc.transition`; None for the DDPM kernel.
         ess_threshold: share of `num_particles` below which an image's particles are resampled.
         damping: stands in for (noise_std / sigma)^2 where that is smaller, relative to a spectral norm of 1.
         micro_batch: particles per network call; all at once, or as many as fit the GPU, if None.
@@ -63,6 +64,7 @@ class TwistedMMPS(ParticleSampler):
     cg_iterations: int = 5
     sigma_max: float | None = None
     sigma_min: float = 0.01
+    kernel_std: float | None = None
     ess_threshold: float = 0.5
     damping: float = 1e-6
     micro_batch: int | None = None
@@ -101,7 +103,7 @@ class TwistedMMPS(ParticleSampler):
             x, denoised, guidance = (select(v, ancestors) for v in (x, denoised, guidance))
             before = select(log_twist, ancestors)
             # 3. the model's step with the guided image in place of the denoised one
-            mean, variance = transition(x, denoised, sigma, tau, None)
+            mean, variance = transition(x, denoised, sigma, tau, self.kernel_std)
             shift = (1 - (tau / sigma) ** 2) * guidance
             draw = math.sqrt(variance) * standard_normal(x, generator)
             x = mean + shift + draw

@@ -27,13 +27,12 @@ from invsolve.operators import Blur, GaussianNoise, Mask, Measurement, Operator
 from invsolve.priors import GaussianMixturePrior, GaussianPrior
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.samplers import FPSSMC, SCG, TDS, EnKG, Langevin, MCGdiff, Sampler
-from invsolve.samplers import smc as module
-from invsolve.samplers.batches import MicroBatches
+from invsolve.samplers.batches import LARGEST_PIECE, MicroBatches
 from invsolve.samplers.smc import ParticleSampler, Weights, effective_sample_size, systematic
 
 RANGE = {"sigma_max": 30.0, "sigma_min": 0.01, "kernel_std": 0.7}
 EXACT: dict[str, Sampler] = {
-    "tds": TDS(30, 24, prior_std=0.7, **RANGE),
+    "tds": TDS(30, 24, prior_std=0.7, clip=False, **RANGE),
     "mcgdiff": MCGdiff(30, 24, **RANGE),
     "fpssmc": FPSSMC(30, 24, **RANGE),
     "langevin": Langevin(120, 60, sigma_max=10.0, sigma_min=0.01, step=0.7, prior_std=0.7),
@@ -70,7 +69,7 @@ def test_modes_get_their_weights(name: str) -> None:
     measurement = Measurement(y, Mask(mask, dtype=torch.float64), GaussianNoise(0.3))
     # kernels of the components' width, and enough steps where the modes part
     sampler = {
-        "tds": TDS(40, 16, prior_std=3.0, kernel_std=0.5, sigma_max=30.0, ess_threshold=0.9),
+        "tds": TDS(40, 16, clip=False, prior_std=3.0, kernel_std=0.5, sigma_max=30.0, ess_threshold=0.9),
         "mcgdiff": MCGdiff(40, 32, kernel_std=0.5, sigma_max=30.0),
         "fpssmc": FPSSMC(40, 64, kernel_std=0.5, sigma_max=30.0),
     }[name]
@@ -142,7 +141,7 @@ def test_tds_with_a_nonlinear_operator() -> None:
     """x ~ N(0.5, 1), y = x^2 + n: two modes of unequal weight, moments by quadrature."""
     prior = GaussianPrior(torch.full((1, 1, 1), 0.5, dtype=torch.float64), 1.0)
     y = torch.full((1000, 1, 1, 1), 1.5, dtype=torch.float64)
-    sampler = TDS(40, 32, prior_std=1.0, kernel_std=1.0, sigma_max=20.0, sigma_min=0.01)
+    sampler = TDS(40, 32, clip=False, prior_std=1.0, kernel_std=1.0, sigma_max=20.0, sigma_min=0.01)
     samples = sampler(
         Measurement(y, Square(), GaussianNoise(0.5)), prior, generator=torch.Generator().manual_seed(1)
     ).flatten()
@@ -359,7 +358,7 @@ def test_micro_batches_halve_when_memory_is_short(monkeypatch: pytest.MonkeyPatc
     assert batches.size == 2
     with pytest.raises(torch.cuda.OutOfMemoryError):
         MicroBatches(1)(lambda x: hungry(x.expand(4, 1)), x)
-    monkeypatch.setattr(module, "LARGEST_PIECE", 6)
+    monkeypatch.setitem(LARGEST_PIECE, "cpu", 6)
     sizes.clear()
     MicroBatches()(hungry, torch.zeros(5, 2))
     assert sizes == [3, 2]

@@ -128,21 +128,21 @@ print(json.dumps([bare - start, time.perf_counter() - start, sorted(set(sys.modu
 
 
 def test_import_is_cheap(tmp_path: Path) -> None:
-    """`import invsolve` < 0.3 s on top of torch, and so are the front door and all packages behind it.
+    """`import invsolve` < 0.3 s on top of torch, and < 0.5 s with the front door and all packages behind it.
 
     The least of five runs counts: a busy machine only ever adds time.
     """
-    limit, bare, whole = 0.3, float("inf"), float("inf")
+    limit, all_limit, bare, whole = 0.3, 0.5, float("inf"), float("inf")
     for _ in range(5):
         done = subprocess.run([sys.executable, "-c", TIMED], cwd=tmp_path, capture_output=True, text=True, check=True)
         first, both, loaded = json.loads(done.stdout)
         bare, whole = min(bare, first), min(whole, both)
         costly = {name.split(".")[0] for name in loaded} & (LATE | {"PIL", "rich", "tifffile", "typer"})
         assert costly == set()
-        if whole < limit:
+        if bare < limit and whole < all_limit:
             break
     assert bare < limit, f"import invsolve takes {bare:.2f} s"
-    assert whole < limit, f"import invsolve and its packages take {whole:.2f} s"
+    assert whole < all_limit, f"import invsolve and its packages take {whole:.2f} s"
 
 
 @pytest.mark.parametrize("name", ["operators", "problems"])

@@ -17,24 +17,38 @@ FOLDER = Path(__file__).resolve().parents[1] / "data"
 
 @dataclass(frozen=True)
 class ShippedPrior:
-    """A prior inside the package: its file, and one line on what it models."""
+    """A prior inside the package.
+
+    Args:
+        name: also that of its file.
+        summary: one line on what it models.
+        image_range: (low, high) to give as `data_range` to `invsolve.solve` for images in their usual units.
+    """
 
     name: str
     summary: str
+    image_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def path(self) -> Path:
         return FOLDER / f"{self.name}.safetensors"
 
 
-SHIPPED = {"natural": ShippedPrior("natural", "colour photographs of any size, values 0 to 1 seen as [-1, 1]")}
+SHIPPED = {
+    prior.name: prior
+    for prior in (
+        ShippedPrior("natural", "colour photographs of any size, values 0 to 1 seen as [-1, 1]"),
+        ShippedPrior("mri", "complex MR images as two channels, 99 % of the magnitudes below about 1", (-1.0, 1.0)),
+        ShippedPrior("ct", "CT slices in attenuation per mm; in the model, Hounsfield units over 1000", (0.0, 0.04)),
+    )
+}
 
 
 def load_prior(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Prior:
     """A shipped prior by name, or a U-Net checkpoint written by `invsolve train prior` by path.
 
     Args:
-        name_or_path: "natural", or a .safetensors file.
+        name_or_path: "natural", "mri", "ct", or a .safetensors file.
         dtype: arithmetic of the network; None for bfloat16 where the hardware has it.
 
     Raises:

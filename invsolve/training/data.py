@@ -1,14 +1,14 @@
-"""Training images: photographs from a folder, and procedurally generated scenes."""
+"""Training photographs: a folder or packed arrays, and random crops of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import Generator
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -16,12 +16,12 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy"}
 
 
 def load_images(folder: str | os.PathLike[str], channels: int) -> list[Tensor]:
-    """All images below a folder as uint8 tensors.
+    """All images below a folder, or in one packed .npy file, as uint8 tensors.
 
     `.npy` files hold one packed uint8 array, (N, H, W), (N, H, W, C) or (H, W, C) with C in 1, 2, 3.
 
     Args:
-        folder: searched recursively.
+        folder: searched recursively; or an .npy file, or an .npz file made by `pack_images`.
         channels: 1, 2 or 3; pictures are converted to grey or colour, arrays must match.
 
     Returns:
@@ -31,6 +31,10 @@ def load_images(folder: str | os.PathLike[str], channels: int) -> list[Tensor]:
         ValueError: no usable image, or an array of another type or number of channels.
     """
     folder = Path(folder)
+    if folder.suffix.lower() == ".npz" and folder.is_file():
+        return _load_pack(folder, channels)
+    if folder.suffix.lower() == ".npy" and folder.is_file():
+        return _load_packed(folder, channels)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of training images.")
     images: list[Tensor] = []
@@ -69,64 +73,31 @@ def _load_packed(path: Path, channels: int) -> list[Tensor]:
     return list(torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2))))
 
 
-def dead_leaves(count: int, size: int, channels: int, seed: int) -> list[Tensor]:
-    """Procedural scenes: overlapping discs, boxes and half-planes whose radii follow r^-3, flat, shaded or textured.
-
-    The dead-leaves model has the occlusion edges and scale invariance of photographs (Lee, Mumford and Huang 2001),
-    and costs no data.
-
-    Returns:
-        `count` uint8 tensors (C, size, size).
-    """
-    rng = np.random.default_rng(seed)
-    return [torch.from_numpy(_scene(rng, size, channels)) for _ in range(count)]
-
-
-def _scene(rng: Generator, size: int, channels: int) -> np.ndarray:
-    rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    canvas = _texture(rng, rows, columns, channels)
-    smallest, largest = 2.0, size / 2
-    radii = (
-        smallest**-2 - rng.random(rng.integers(60, 500)) * (smallest**-2 - largest**-2)
-    ) ** -0.5  # inverse CDF of r^-3
-    for radius in radii:
-        row, column = rng.uniform(0, size, 2)
-        box = tuple(slice(max(0, int(c - radius)), min(size, int(c + radius) + 2)) for c in (row, column))
-        r, c = rows[box] - row, columns[box] - column
-        angle = rng.uniform(0, np.pi)
-        u, v = r * np.cos(angle) + c * np.sin(angle), c * np.cos(angle) - r * np.sin(angle)
-        aspect = rng.uniform(0.3, 1.0)
-        kind = rng.integers(3)
-        distance = (
-            np.hypot(u, v / aspect)
-            if kind == 0
-            else np.maximum(abs(u), abs(v) / aspect) * 1.3
-            if kind == 1
-            else np.maximum(np.hypot(r, c), u * 3)
-        )
-        softness = rng.choice([0.5, 0.5, 1.0, 2.0])
-        cover = np.clip((radius - distance) / softness + 0.5, 0, 1)
-        canvas[:, *box] += cover * (_texture(rng, r, c, channels) - canvas[:, *box])
-    pixels: np.ndarray = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return pixels
+def pack_images(images: Sequence[Tensor], out: str | os.PathLike[str]) -> None:
+    """Write images of any sizes, (C, H, W) uint8, to one .npz file, to carry a data set to another machine."""
+    out = Path(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp.npz")
+    arrays: dict[str, Any] = {
+        f"image_{index:05d}": image.permute(1, 2, 0).numpy() for index, image in enumerate(images)
+    }
+    try:
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _texture(rng: Generator, rows: np.ndarray, columns: np.ndarray, channels: int) -> np.ndarray:
-    shape = (channels, 1, 1)
-    grey = rng.random()
-    colour = np.clip(grey + rng.choice([0.05, 0.25]) * rng.standard_normal(shape), 0, 1).astype(np.float32)
-    fill = np.broadcast_to(colour, (channels, *rows.shape)).copy()
-    kind = rng.random()
-    if kind < 0.35:
-        slope = rng.normal(0, 0.004, (2, *shape)).astype(np.float32)
-        fill += slope[0] * rows + slope[1] * columns
-    elif kind < 0.5:
-        frequency, angle = 10 ** rng.uniform(-1.5, -0.4), rng.uniform(0, np.pi)
-        wave = np.sin(2 * np.pi * frequency * (rows * np.cos(angle) + columns * np.sin(angle)) + rng.uniform(0, 6))
-        fill += rng.normal(0, 0.12, shape).astype(np.float32) * (np.sign(wave) if rng.random() < 0.3 else wave)
-    elif kind < 0.65:
-        fill += rng.uniform(0.01, 0.1) * rng.standard_normal((1, *rows.shape)).astype(np.float32)
-    return fill
+def _load_pack(path: Path, channels: int) -> list[Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = [archive[name] for name in sorted(archive.files) if name.startswith("image_")]
+    except Exception as error:  # zip and header errors alike
+        raise ValueError(f"{path} is not a readable packed file ({error}).") from error
+    if not arrays:
+        raise ValueError(f"{path} holds no packed photographs; make it with `invsolve train pack`.")
+    if any(a.dtype != np.uint8 or a.ndim != 3 or a.shape[-1] != channels for a in arrays):
+        raise ValueError(f"{path} holds {arrays[0].dtype} {arrays[0].shape}; expected uint8 (H, W, {channels}).")
+    return [torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1))) for a in arrays]
 
 
 class CropSource:

@@ -11,14 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from invsolve.priors.unet import UNetConfig, UNetPrior
-from invsolve.training.data import CropSource, dead_leaves, load_images
+from invsolve.training.data import CropSource, load_images
+from invsolve.training.medical import AttenuationSource, ComplexSource, ct_planes, mri_planes
+from invsolve.training.scenes import dead_leaves, mixed_scenes
+from invsolve.training.slices import held_out, read_slices
+
+Images = Literal["photographs", "mri", "ct"]
+SceneStyle = Literal["leaves", "mixed"]
 
 TABLE_SIGMAS = (5 / 255, 15 / 255, 25 / 255, 50 / 255, 0.5, 1.0, 2.0)
 
@@ -38,9 +44,11 @@ class TrainingSettings:
         log_sigma_mean: mean of log(sigma), P_mean of arXiv 2206.00364, Table 1.
         log_sigma_std: standard deviation of log(sigma), P_std there.
         gradient_clip: largest norm of a gradient.
-        scenes: number of procedurally generated scenes (dead leaves) to mix in.
+        scenes: number of procedurally generated scenes to mix in: dead leaves, or simulated anatomy.
         scene_share: share of the crops that come from them.
         seed: decides initial weights, crops and noise.
+        images: "photographs", "mri" (complex slices) or "ct" (attenuation); how data are read, augmented and simulated.
+        scene_style: of photographs: "leaves", or "mixed" with text, lines, checks and gradients as well.
     """
 
     network: UNetConfig = field(default_factory=UNetConfig)
@@ -56,6 +64,9 @@ class TrainingSettings:
     scenes: int = 300
     scene_share: float = 0.15
     seed: int = 0
+    # A state from before a field was there counts as made with the field's default, so it must mean what was done then.
+    images: Images = "photographs"
+    scene_style: SceneStyle = "leaves"
 
     def __post_init__(self) -> None:
         stride = 2 ** (len(self.network.widths) - 1)
@@ -64,6 +75,12 @@ class TrainingSettings:
         for name in ("steps", "batch_size", "learning_rate", "gradient_clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        for name, known in (("images", get_args(Images)), ("scene_style", get_args(SceneStyle))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}.")
+        channels = {"mri": 2, "ct": 1}.get(self.images, self.network.channels)
+        if self.network.channels != channels:
+            raise ValueError(f"a network for {self.images} has {channels} channels, not {self.network.channels}.")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then half a cosine down to a hundredth of the peak."""
@@ -84,6 +101,7 @@ def train_prior(
     device: torch.device | str = "cpu",
     checkpoint_every: float = 300.0,
     fresh: bool = False,
+    start: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> UNetPrior:
     """Train a denoiser on a folder of images and write it to `out` (float16 safetensors).
@@ -92,12 +110,14 @@ def train_prior(
     Ctrl-C or `SystemExit`, which lose no step; a call that finds one goes on from there.
 
     Args:
-        data: folder of images, see `load_images`.
+        data: folder of images or a packed file, see `load_images` and `read_slices`; of CT, the patients of `held_out`
+            are left out.
         out: safetensors file to write.
         settings: hyper-parameters.
         device: where to train; bfloat16 autocast is used where the device computes it natively.
         checkpoint_every: seconds between checkpoints.
         fresh: start over although a state file is there, and replace it at once.
+        start: checkpoint of the same network that a new run begins with, instead of random weights.
         report: called as report(step, steps, mean loss, images per second) every ten steps.
 
     Returns:
@@ -109,13 +129,13 @@ def train_prior(
     out, device = Path(out), torch.device(device)
     state_path = out.with_name(out.name + ".state")
     network = settings.network
-    photographs = load_images(data, network.channels)
-    scenes = dead_leaves(settings.scenes, max(256, settings.crop), network.channels, settings.seed)
-    source = CropSource(photographs, scenes, settings.crop, settings.scene_share)
+    source = _source(data, settings)
 
     with torch.random.fork_rng(devices=[]):  # initial weights draw from the global generator
         torch.manual_seed(settings.seed)
         model, average = UNetPrior(network).to(device).train(), UNetPrior(network).to(device).eval()
+    if start is not None:
+        _start(model, start, network)
     average.load_state_dict(model.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     first = 0
@@ -137,7 +157,8 @@ def train_prior(
         for step in range(first, settings.steps):
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(step)
-            loss = _loss(model, source.batch(settings.batch_size, settings.seed, step).to(device), settings, step)
+            batch = source.batch(settings.batch_size, settings.seed, step).to(device)
+            loss = _loss(model, batch, settings, step)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
@@ -183,11 +204,43 @@ def _signals_held() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _loss(model: UNetPrior, pixels: Tensor, settings: TrainingSettings, step: int) -> Tensor:
-    """EDM loss (arXiv 2206.00364, eq. 8 with the weight of Table 1) on one batch of uint8 crops."""
+class Source(Protocol):
+    """Where batches come from: photographs as uint8, everything else as float32 in model units."""
+
+    def batch(self, size: int, seed: int, step: int) -> Tensor: ...
+
+
+def _source(data: str | os.PathLike[str], settings: TrainingSettings) -> Source:
+    crop, share, seed = settings.crop, settings.scene_share, settings.seed
+    if settings.images == "mri":
+        return ComplexSource(read_slices(data, "mri"), settings.scenes, crop, share, seed)
+    if settings.images == "ct":
+        training, _ = held_out(read_slices(data, "ct"))
+        return AttenuationSource(training, settings.scenes, crop, share, seed)
+    channels = settings.network.channels
+    make = mixed_scenes if settings.scene_style == "mixed" else dead_leaves
+    scenes = make(settings.scenes, max(256, crop), channels, seed)
+    return CropSource(load_images(data, channels), scenes, crop, share)
+
+
+def _start(model: UNetPrior, path: str | os.PathLike[str], network: UNetConfig) -> None:
+    first = UNetPrior.load(path)
+    shape = ("channels", "widths", "blocks", "embedding")
+    differing = [name for name in shape if getattr(first.config, name) != getattr(network, name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} cannot start this run: its {name} are {getattr(first.config, name)}, "
+            f"asked are {getattr(network, name)}."
+        )
+    model.load_state_dict(first.state_dict())
+
+
+def _loss(model: UNetPrior, batch: Tensor, settings: TrainingSettings, step: int) -> Tensor:
+    """EDM loss (arXiv 2206.00364, eq. 8 with the weight of Table 1) on one batch of a `Source`."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence((settings.seed, step)).generate_state(1)[0]))
     low, high = settings.network.data_range
-    clean = pixels.float() / 255 * (high - low) + low
+    clean = batch.float() / 255 * (high - low) + low if batch.dtype == torch.uint8 else batch
     log_sigma = settings.log_sigma_mean + settings.log_sigma_std * torch.randn(
         clean.shape[0], 1, 1, 1, generator=generator
     )
@@ -235,7 +288,7 @@ def _resume(
 ) -> int:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        stored = dict(state["settings"])
+        stored = _with_defaults(state["settings"])
     except Exception as error:
         raise ValueError(f"{path} is not a readable training state; start over with --fresh.") from error
     wanted = _fixed(settings)
@@ -252,34 +305,57 @@ def _resume(
     return int(state["step"])
 
 
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a state that an earlier version wrote: fields that came later have the value they had in effect."""
+    current = _fixed(TrainingSettings())
+    return {**current, **stored, "network": {**current["network"], **stored["network"]}}
+
+
 @torch.inference_mode()
 def psnr_by_sigma(
-    prior: UNetPrior, folder: str | os.PathLike[str], sigmas: tuple[float, ...] = TABLE_SIGMAS, limit: int = 24
+    prior: UNetPrior,
+    folder: str | os.PathLike[str],
+    sigmas: tuple[float, ...] = TABLE_SIGMAS,
+    limit: int = 24,
+    images: Images = "photographs",
 ) -> list[tuple[float, float, float]]:
     """Denoising quality on a folder of images, with noise that is the same in every call.
 
     Args:
         prior: model to measure.
-        folder: validation images.
-        sigmas: noise standard deviations for images on [0, 1].
+        folder: validation images; of CT data, only the patients of `held_out` are taken.
+        sigmas: noise standard deviations as a share of the range from black to white (that of the model, 2).
         limit: at most so many images, each cut to its central 256 x 256 pixels.
+        images: what they are, as in `TrainingSettings`.
 
     Returns:
         One (sigma, PSNR of the noisy image, PSNR of the denoised image) per level, in dB, means over the images.
     """
     low, high = prior.data_range
     device = next(prior.parameters()).device
-    images = load_images(folder, prior.config.channels)[:limit]
+    planes = _validation(folder, prior, images)[:limit]
     rows = []
     for sigma in sigmas:
         noisy_db, denoised_db = 0.0, 0.0
-        for index, image in enumerate(images):
+        for index, image in enumerate(planes):
             top, left = (max(0, (n - 256) // 2) for n in image.shape[-2:])
-            clean = (image[None, :, top : top + 256, left : left + 256].float() / 255).to(device)
+            clean = image[None, :, top : top + 256, left : left + 256].to(device)
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(index)).to(device)
             noisy = clean + sigma * noise
             denoised = (prior.denoise(noisy * (high - low) + low, sigma * (high - low)) - low) / (high - low)
+            if images == "photographs":
+                denoised = denoised.clamp(0, 1)
             noisy_db += -10 * math.log10(float((noisy - clean).square().mean()))
-            denoised_db += -10 * math.log10(float((denoised.clamp(0, 1) - clean).square().mean()))
-        rows.append((sigma, noisy_db / len(images), denoised_db / len(images)))
+            denoised_db += -10 * math.log10(float((denoised - clean).square().mean()))
+        rows.append((sigma, noisy_db / len(planes), denoised_db / len(planes)))
     return rows
+
+
+def _validation(folder: str | os.PathLike[str], prior: UNetPrior, images: Images) -> list[Tensor]:
+    """Images as shares of the range from black to white."""
+    low, high = prior.data_range
+    if images == "photographs":
+        return [image.float() / 255 for image in load_images(folder, prior.config.channels)]
+    slices = read_slices(folder, images)
+    planes = [ct_planes(item) for item in held_out(slices)[1]] if images == "ct" else [mri_planes(s) for s in slices]
+    return [(plane - low) / (high - low) for plane in planes]

@@ -204,6 +204,27 @@ def test_a_trained_prior_restores_and_other_settings_are_refused(training_data: 
     assert not leftovers()
 
 
+def test_train_a_recipe_from_a_packed_file(here: Path) -> None:
+    (here / "scans").mkdir()
+    values = np.random.default_rng(0).integers(-1000, 1000, (24, 24)).astype(np.float32)
+    for patient in "abc":
+        np.save(here / f"scans/{patient}_1.npy", values)
+    assert "wrote 3 images to ct.npz" in here_invsolve("train", "pack", "scans", "--recipe", "ct", "-o", "ct.npz")
+    small = ("--batch-size", 1, "--crop", 16, "--widths", "4,8", "--blocks", "1,1", "--scenes", 0, "--steps", 2)
+    arguments = ("train", "prior", "--data", "ct.npz", "--recipe", "ct", *small)
+    assert "noise std" in here_invsolve(*arguments, "-o", "p.safetensors", "--validation", "ct.npz")
+    here_invsolve(*arguments, "-o", "q.safetensors", "--start", "p.safetensors")
+    for extra, sentence in (
+        (("--start", "none.safetensors"), "there is no such checkpoint"),
+        (("--recipe", "cat"), "did you mean 'ct'"),
+        (("--channels", 3), "a network for ct has 1 channels, not 3"),
+    ):
+        assert sentence in here_invsolve(*arguments, "-o", "r.safetensors", *extra, status=2)
+    assert "name an .npz file" in here_invsolve("train", "pack", "scans", "--recipe", "ct", "-o", "ct.npy", status=2)
+    assert "neither a folder" in here_invsolve("train", "pack", "none", "--recipe", "ct", "-o", "x.npz", status=2)
+    assert not leftovers()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_keeps_the_training_state(training_data: Path) -> None:
     arguments = ("train", "prior", "--data", "data", "--out", "p.safetensors", *TRAIN)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from invsolve.training.data import CropSource, dead_leaves, load_images
+from invsolve.training.data import CropSource, load_images, pack_images
+from invsolve.training.scenes import dead_leaves, mixed_scenes
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (7, 5)) -> np.ndarray:
@@ -99,6 +100,33 @@ def test_dead_leaves(channels: int) -> None:
         assert float(scene.float().std()) > 10  # neither empty nor clipped to one value
         assert 0 < float(scene.float().mean()) < 255
     assert dead_leaves(0, 48, channels, seed=4) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mixed_scenes(channels: int) -> None:
+    scenes = mixed_scenes(4, 96, channels, seed=2)
+    assert [tuple(scene.shape) for scene in scenes] == [(channels, 96, 96)] * 4
+    assert all(torch.equal(a, b) for a, b in zip(scenes, mixed_scenes(4, 96, channels, seed=2), strict=True))
+    assert all(float(scene.float().std()) > 5 for scene in scenes)
+
+
+def test_packed_photographs(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png", size=(4, 9))
+    images = load_images(tmp_path, 3)
+    pack_images(images, tmp_path / "pack.npz")
+    again = load_images(tmp_path / "pack.npz", 3)
+    assert len(again) == 2
+    assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "pack.npz"]
+    with pytest.raises(ValueError, match=r"pack\.npz holds uint8 \(5, 7, 3\); expected uint8 \(H, W, 1\)"):
+        load_images(tmp_path / "pack.npz", 1)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"other\.npz holds no packed photographs"):
+        load_images(tmp_path / "other.npz", 3)
+    (tmp_path / "other.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"other\.npz is not a readable packed file"):
+        load_images(tmp_path / "other.npz", 3)
 
 
 def test_crops() -> None:

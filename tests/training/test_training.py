@@ -175,6 +175,32 @@ def test_other_settings_are_refused(photographs: Path, tmp_path: Path) -> None:
     assert not same(weights(out), content)
 
 
+def test_a_state_from_before_a_setting_was_there(photographs: Path, tmp_path: Path) -> None:
+    """It counts as made with the setting's default."""
+    out, state = tmp_path / "prior.safetensors", tmp_path / "prior.safetensors.state"
+    train_prior(photographs, out, replace(SETTINGS, steps=2))
+    stored = torch.load(state, weights_only=True)
+    for name in ("images", "scene_style"):
+        del stored["settings"][name]
+    del stored["settings"]["network"]["sigma_max"]
+    torch.save(stored, state)
+    with pytest.raises(ValueError, match=r"another scene_style \(leaves there, mixed asked\)"):
+        train_prior(photographs, out, replace(SETTINGS, steps=3, scene_style="mixed"))
+    train_prior(photographs, out, replace(SETTINGS, steps=3))
+    assert torch.load(state, weights_only=True)["step"] == 3
+
+
+def test_a_run_that_starts_from_a_checkpoint(photographs: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    train_prior(photographs, first, replace(SETTINGS, steps=3))
+    train_prior(photographs, second, replace(SETTINGS, steps=1, learning_rate=1e-12, seed=5), start=first)
+    for key, value in weights(first).items():
+        torch.testing.assert_close(weights(second)[key], value, rtol=1e-2, atol=1e-4)
+    other = replace(SETTINGS, network=replace(TINY, widths=(8, 24)))
+    with pytest.raises(ValueError, match=r"first\.safetensors cannot start this run: its widths are \(8, 16\), asked"):
+        train_prior(photographs, tmp_path / "third.safetensors", other, start=first)
+
+
 def test_fresh_starts_over(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "prior.safetensors"
     settings = replace(SETTINGS, steps=3)
@@ -303,6 +329,9 @@ def test_the_learning_rate() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
+        ({"images": "pet"}, "images is 'pet'; expected one of photographs, mri, ct"),
+        ({"scene_style": "text"}, "scene_style is 'text'; expected one of leaves, mixed"),
+        ({"images": "ct"}, "a network for ct has 1 channels, not 3"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], sentence: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,15 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.operators.base import LinearOperator, Operator, derived
+from invsolve.operators.borders import Boundary, axis_matrix, extend, fast_length, fold
 from invsolve.operators.cg import Map, per_entry
 from invsolve.operators.kernels import finite_kernel
-from invsolve.operators.precondition import circulant, cosine
+from invsolve.operators.precondition import circulant, cosine, separable
 from invsolve.operators.registry import register
-
-Boundary = Literal["circular", "zero", "reflect", "replicate", "valid"]
 
 # Pixels that the preconditioner's canvas is larger than the image; more changes nothing.
 _MARGIN = 16
+
+# Length of an image's side up to which the matrices of both axes are decomposed: a second of work at the first solve.
+_LARGEST_DENSE = 1024
+
+# Singular values of a kernel beside the first, up to which it counts as a column times a row: float32 round-off.
+_SEPARABLE = 1e-6
 
 # Values of one batch from which channels are filtered one by one, to keep the spectra small beside the image.
 _LARGE = 1 << 23
@@ -125,11 +130,11 @@ class Blur(LinearOperator):
         if boundary == "circular":
             self._lengths = height, width
         elif boundary == "zero":
-            self._lengths = _fast_length(height + self._after[0]), _fast_length(width + self._after[1])
+            self._lengths = fast_length(height + self._after[0]), fast_length(width + self._after[1])
         elif boundary == "valid":
-            self._lengths = _fast_length(height), _fast_length(width)
+            self._lengths = fast_length(height), fast_length(width)
         else:
-            self._lengths = _fast_length(height + size[0] - 1), _fast_length(width + size[1] - 1)
+            self._lengths = fast_length(height + size[0] - 1), fast_length(width + size[1] - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
@@ -174,7 +179,16 @@ class Blur(LinearOperator):
         return self._by_channel(y, invert)
 
     def preconditioner(self, damping: Tensor) -> Map | None:
-        """On a canvas with a margin for "zero" and "valid"; by cosines for the other two and symmetric kernels."""
+        """The exact inverse for separable kernels, such as Gaussians along the axes.
+
+        For others an inverse on a canvas with a margin, for "zero" and "valid", or by cosines, if the kernel is
+        symmetric.
+        """
+        if self.boundary == "circular":
+            return None  # solved in closed form
+        factors = derived(self, "factors", damping, lambda: self._make_factors(damping))
+        if factors is not None:
+            return separable(*factors, damping)
         if self.boundary in ("zero", "valid"):
             lengths = self._canvas()
             power = derived(self, "canvas power", damping, lambda: self._make_power(damping, lengths))
@@ -193,30 +207,15 @@ class Blur(LinearOperator):
 
     def _forward(self, x: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         if self._padded:
-            (top, left), (bottom, right) = self._before, self._after
-            x = F.pad(x, (left, right, top, bottom), mode=self.boundary)
+            x = extend(x, self._before, self._after, self.boundary)
         blurred = self._transformed(x, pick(self.spectrum(x)))
         return blurred[..., : self.out_shape[1], : self.out_shape[2]].contiguous()
 
     def _adjoint(self, y: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         x = self._transformed(y, pick(self.spectrum(y)).conj())
         if self._padded:
-            return self._fold(self._fold(x, 1), 2)
+            return fold(x, (self.in_shape[1], self.in_shape[2]), self._before, self._after, self.boundary)
         return x[..., : self.in_shape[1], : self.in_shape[2]].contiguous()
-
-    def _fold(self, x: Tensor, dim: int) -> Tensor:
-        """Adjoint of the padding along one axis: what was read from a pixel goes back to it."""
-        axis, size = dim + 1, self.in_shape[dim]
-        before, after = self._before[dim - 1], self._after[dim - 1]
-        core = x.narrow(axis, before, size).clone()
-        head, tail = x.narrow(axis, 0, before), x.narrow(axis, before + size, after)
-        if self.boundary == "reflect":
-            core.narrow(axis, 1, before).add_(head.flip(axis))
-            core.narrow(axis, size - 1 - after, after).add_(tail.flip(axis))
-        else:
-            core.narrow(axis, 0, 1).add_(head.sum(axis, keepdim=True))
-            core.narrow(axis, size - 1, 1).add_(tail.sum(axis, keepdim=True))
-        return core
 
     def _transformed(self, x: Tensor, factor: Tensor) -> Tensor:
         """Multiplication by `factor` in the Fourier domain."""
@@ -260,7 +259,7 @@ class Blur(LinearOperator):
 
     def _canvas(self) -> tuple[int, int]:
         height, width = (
-            max(_fast_length(size + _MARGIN), length)
+            max(fast_length(size + _MARGIN), length)
             for size, length in zip(self.in_shape[1:], self._lengths, strict=True)
         )
         return height, width
@@ -270,6 +269,21 @@ class Blur(LinearOperator):
         _, canvas = self._placed(lengths)
         power: Tensor = torch.fft.fft2(canvas).abs().square()
         return power.to(like.device, like.dtype)
+
+    def _make_factors(self, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """For `separable`; None where the kernel is not one, or the image too large for the decompositions."""
+        if max(self.in_shape[1:]) > _LARGEST_DENSE:
+            return None
+        kernel, _ = self._placed((self.in_shape[1], self.in_shape[2]))
+        u, s, vt = torch.linalg.svd(kernel, full_matrices=False)
+        if bool((s[:, 1:] > _SEPARABLE * s[:, :1]).any()):
+            return None
+        factors = []
+        for taps, size in ((u[..., 0] * s[:, :1], self.in_shape[1]), (vt[:, 0], self.in_shape[2])):
+            matrix = axis_matrix(taps, size, self.boundary)
+            values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+            factors.append((values.clamp_min(0).to(like.device, like.dtype), vectors.to(like.device, like.dtype)))
+        return factors[0], factors[1]
 
     def _make_mirrored(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         """For `cosine`, the power at the frequencies of the cosines and the scale; None without the symmetry."""
@@ -294,31 +308,11 @@ class Blur(LinearOperator):
         return derived(self, "power", like, make)
 
 
-def _border_scale(taps: Tensor, size: int, boundary: str) -> Tensor:
+def _border_scale(taps: Tensor, size: int, boundary: Boundary) -> Tensor:
     """How much more a pixel at the border of one axis tells than one inside: column norms of A, (size,), 1 inside."""
     short = min(size, 4 * len(taps) + 1)
-    reach = len(taps) // 2
-    index = torch.arange(short)[:, None] + torch.arange(-reach, reach + 1)
-    if boundary == "reflect":
-        index = index.abs()
-        index = torch.where(index >= short, 2 * (short - 1) - index, index)
-    else:
-        index = index.clamp(0, short - 1)
-    matrix = torch.zeros((short, short), dtype=taps.dtype).scatter_add_(1, index, taps.expand(index.shape))
+    matrix = axis_matrix(taps, short, boundary)
     scale = matrix.norm(dim=0)
     scale = (scale / scale[short // 2]).clamp_min(1e-3)
     half = short // 2
     return torch.cat([scale[:half], scale.new_ones(size - short), scale[half:]])
-
-
-def _fast_length(least: int) -> int:
-    """Smallest multiple of 4 from `least` on with no prime factor above 7: lengths that every FFT library likes."""
-    length = -(-least // 4) * 4
-    while True:
-        rest = length
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 4

@@ -48,7 +48,7 @@ class State:
     image: Tensor
     shift: Tensor  # (B, 1, ...), as all that multiplies images
     delta: Tensor  # <r, r>; this and all below have shape (B,)
-    gamma: Tensor  # <r, M r>, M the preconditioner
+    gamma: Tensor  # <r, M r> of the last iteration, M the preconditioner; infinite before the first
     goal: Tensor
     breakdown: Tensor
     stalled: Tensor
@@ -163,9 +163,9 @@ def conjugate_gradient(
         residual = rhs.clone()
     else:
         x = x0.to(rhs.dtype).clone(memory_format=torch.contiguous_format)
-        x.masked_fill_(_column(zero_rhs, rhs), 0)
+        _clear(x, zero_rhs)
         residual = rhs - normal(x) - shift * x
-    state = _begin(x, residual, shift, tolerance**2 * rhs_norm2, preconditioner)
+    state = _begin(x, residual, shift, tolerance**2 * rhs_norm2)
     block = capture(state) if capture is not None else None
     if block is not None:
         state = block.adopt(state)
@@ -176,7 +176,7 @@ def conjugate_gradient(
     while True:
         if not bool(state.active().any()):
             drifted = step > last_check and (tolerance < 100 * eps or step > 50)
-            if not drifted or not _restart(state, rhs, normal, preconditioner, last_true):
+            if not drifted or not _restart(state, rhs, normal, last_true):
                 break
             last_check = step
         if step >= max_iter:
@@ -199,14 +199,6 @@ def advance(state: State, normal: Map, preconditioner: Map | None, count: int) -
     s = state
     for _ in range(count):
         active = s.active()
-        torch.addcmul(normal(s.direction), s.shift, s.direction, out=s.image)
-        curvature = inner64(s.direction, s.image)
-        s.breakdown |= active & ~((curvature > 0) & torch.isfinite(curvature))
-        active &= ~s.breakdown
-        alpha = torch.where(active, s.gamma / curvature, 0).to(s.shift.dtype)
-        s.x.addcmul_(_column(alpha, s.x), s.direction)
-        s.residual.addcmul_(_column(alpha, s.x), s.image, value=-1)
-        s.delta.copy_(torch.where(active, inner64(s.residual, s.residual), s.delta))
         if preconditioner is None:
             smoothed, gamma = s.residual, s.delta
         else:
@@ -218,35 +210,47 @@ def advance(state: State, normal: Map, preconditioner: Map | None, count: int) -
         s.gamma.copy_(torch.where(active, gamma, s.gamma))
         torch.addcmul(smoothed, _column(beta, s.x), s.direction, out=s.direction)
         # A frozen entry needs a zero direction: 0 * NaN would carry a breakdown into x.
-        s.direction.masked_fill_(_column(~active, s.x), 0)
+        _clear(s.direction, ~active)
+        torch.addcmul(normal(s.direction), s.shift, s.direction, out=s.image)
+        curvature = inner64(s.direction, s.image)
+        s.breakdown |= active & ~((curvature > 0) & torch.isfinite(curvature))
+        active &= ~s.breakdown
+        alpha = torch.where(active, s.gamma / curvature, 0).to(s.shift.dtype)
+        s.x.addcmul_(_column(alpha, s.x), s.direction)
+        s.residual.addcmul_(_column(alpha, s.x), s.image, value=-1)
+        s.delta.copy_(torch.where(active, inner64(s.residual, s.residual), s.delta))
         s.iterations += active
 
 
-def _begin(x: Tensor, residual: Tensor, shift: Tensor, goal: Tensor, preconditioner: Map | None) -> State:
+def _begin(x: Tensor, residual: Tensor, shift: Tensor, goal: Tensor) -> State:
     delta = inner64(residual, residual)
     breakdown = ~torch.isfinite(delta)
-    direction = residual.clone() if preconditioner is None else preconditioner(residual).clone()
-    direction.masked_fill_(_column(breakdown, x), 0)
-    gamma = delta.clone() if preconditioner is None else inner64(residual, direction)
-    breakdown |= ~((gamma >= 0) & torch.isfinite(gamma))
     none = torch.zeros_like(breakdown)
     iterations = torch.zeros_like(delta, dtype=torch.int64)
-    image = torch.empty_like(x)
+    direction, image = torch.zeros_like(x), torch.empty_like(x)
+    gamma = torch.full_like(delta, torch.inf)
     return State(x, residual, direction, image, shift, delta, gamma, goal, breakdown, none, iterations)
 
 
-def _restart(state: State, rhs: Tensor, normal: Map, preconditioner: Map | None, last_true: Tensor) -> bool:
+def _restart(state: State, rhs: Tensor, normal: Map, last_true: Tensor) -> bool:
     """Puts the true residual in the place of the carried one; whether any entry has to go on from it."""
-    residual = rhs - normal(state.x) - state.shift * state.x
-    fresh = _begin(state.x, residual, state.shift, state.goal, preconditioner)
-    sound = ~(state.breakdown | fresh.breakdown)
-    state.delta.copy_(torch.where(sound, fresh.delta, state.delta))
-    state.stalled |= sound & (fresh.delta > state.goal) & (fresh.delta > last_true / 4)
-    last_true.copy_(torch.where(sound, fresh.delta, last_true))
-    state.gamma.copy_(torch.where(sound, fresh.gamma, state.gamma))
-    state.residual.copy_(fresh.residual)
-    state.direction.copy_(fresh.direction.masked_fill_(_column(~state.active(), state.x), 0))
+    state.residual.copy_(rhs - normal(state.x) - state.shift * state.x)
+    delta = inner64(state.residual, state.residual)
+    sound = ~state.breakdown & torch.isfinite(delta)
+    state.delta.copy_(torch.where(sound, delta, state.delta))
+    state.stalled |= sound & (delta > state.goal) & (delta > last_true / 4)
+    last_true.copy_(torch.where(sound, delta, last_true))
+    state.direction.zero_()
+    state.gamma.fill_(torch.inf)
     return bool(state.active().any())
+
+
+def _clear(x: Tensor, entries: Tensor) -> None:
+    """Zeros in place of some entries of the batch, bool (B,), without waiting for the device."""
+    if x.device.type == "cpu":  # asking is free there, and filling under a mask as slow as ten other passes
+        x.index_fill_(0, entries.nonzero().flatten(), 0)
+    else:
+        x.masked_fill_(_column(entries, x), 0)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

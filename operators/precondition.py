@@ -62,6 +62,19 @@ def cosine(power: Tensor, scale: Tensor, damping: Tensor) -> Map:
     return apply
 
 
+def separable(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], damping: Tensor) -> Map:
+    """The inverse where A filters the rows and the columns of an image one after the other, A x = R x C^T: exact.
+
+    Args:
+        rows: eigenvalues of R^T R, >= 0, shape (1 or C, H), and its eigenvectors (1 or C, H, H).
+        columns: the same of C^T C, for W.
+        damping: > 0.
+    """
+    (row_values, u), (column_values, v) = rows, columns
+    inverse = _inverse(row_values[:, :, None] * column_values[:, None, :], damping)
+    return lambda r: u @ (u.mT @ r @ v * inverse) @ v.mT
+
+
 def low_rank(vectors: Tensor, values: Tensor, damping: Tensor) -> Map:
     """The inverse on the span of `vectors`, and that of the smallest of `values` on all the rest.
 

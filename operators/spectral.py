@@ -12,7 +12,7 @@ A further operator takes part by registering its `row_spectrum`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -38,11 +38,15 @@ class RowSpectrum:
         values: eigenvalues >= 0, real, a tensor that broadcasts against `into(y)`.
         into: y -> W^H y, on batches.
         out: c -> W c, its inverse.
+        analyse: x -> W^H A x, where that is cheaper than `into` after A; otherwise None.
+        synthesise: c -> A^H W c, likewise.
     """
 
     values: Tensor
     into: Callable[[Tensor], Tensor]
     out: Callable[[Tensor], Tensor]
+    analyse: Callable[[Tensor], Tensor] | None = None
+    synthesise: Callable[[Tensor], Tensor] | None = None
 
 
 def filter_image(operator: LinearOperator, x: Tensor, response: Response, cutoff: float = 0.0) -> Tensor:
@@ -60,10 +64,7 @@ def filter_image(operator: LinearOperator, x: Tensor, response: Response, cutoff
     Raises:
         ValueError: the operator's singular values are not to be had cheaply.
     """
-    rows = row_spectrum(operator, x)
-    unseen = response(rows.values.new_zeros(()))
-    weights = _over(rows, lambda s: response(s) - unseen, cutoff, power=2)
-    return unseen * x + operator.adjoint(rows.out(weights * rows.into(operator(x))))
+    return filter_sum(operator, [(x, response)], [], cutoff)
 
 
 def filter_data(operator: LinearOperator, y: Tensor, response: Response, cutoff: float = 0.0) -> Tensor:
@@ -81,19 +82,42 @@ def filter_data(operator: LinearOperator, y: Tensor, response: Response, cutoff:
     Raises:
         ValueError: as `filter_image`.
     """
-    rows = row_spectrum(operator, y.real if y.is_complex() else y)
-    weights = _over(rows, response, cutoff, power=1)
-    return operator.adjoint(rows.out(weights * rows.into(y)))
+    return filter_sum(operator, [], [(y, response)], cutoff)
 
 
-def _over(rows: RowSpectrum, response: Response, cutoff: float, power: int) -> Tensor:
-    """response(s) / s^power where s > cutoff, 0 elsewhere."""
+def filter_sum(
+    operator: LinearOperator,
+    images: Sequence[tuple[Tensor, Response]],
+    data: Sequence[tuple[Tensor, Response]],
+    cutoff: float = 0.0,
+) -> Tensor:
+    """Sum of V f(S) V^H x over `images` (x, f) and of V g(S) U^H y over `data` (y, g), with one way back for all.
+
+    Args:
+        operator: A.
+        images: batches as for `filter_image`, with their responses.
+        data: batches as for `filter_data`, with theirs.
+        cutoff: singular values up to this one count as 0.
+
+    Raises:
+        ValueError: as `filter_image`.
+    """
+    like = images[0][0] if images else data[0][0]
+    rows = row_spectrum(operator, like.real if like.is_complex() else like)
     singular = rows.values.clamp_min(0).sqrt()
     # Round-off makes tiny singular values out of zeros; dividing by those would amplify nothing but round-off.
     floor = 10 * torch.finfo(singular.dtype).eps ** 0.5 * singular.max()
     seen = singular > torch.clamp(floor, min=cutoff)
     safe = torch.where(seen, singular, torch.ones_like(singular))
-    return torch.where(seen, response(safe) / safe**power, torch.zeros_like(singular))
+    share = outside = singular.new_zeros(())
+    for x, response in images:
+        unseen = response(singular.new_zeros(()))
+        weights = torch.where(seen, (response(safe) - unseen) / safe**2, torch.zeros_like(singular))
+        share = share + weights * (rows.analyse(x) if rows.analyse else rows.into(operator(x)))
+        outside = outside + unseen * x
+    for y, response in data:
+        share = share + torch.where(seen, response(safe) / safe, torch.zeros_like(singular)) * rows.into(y)
+    return outside + (rows.synthesise(share) if rows.synthesise else operator.adjoint(rows.out(share)))
 
 
 def has_spectrum(operator: LinearOperator) -> bool:
@@ -145,8 +169,14 @@ def _(operator: Blur, like: Tensor) -> RowSpectrum:
             "describe it with boundary='circular', or take a method that solves by conjugate gradients "
             "(pigdm, dds, diffpir, mmps)."
         )
-    spectrum = operator.spectrum(like)
-    return RowSpectrum(spectrum.real**2 + spectrum.imag**2, torch.fft.rfft2, _inverse_fft(operator))
+    spectrum, inverse = operator.spectrum(like), _inverse_fft(operator)
+    return RowSpectrum(
+        spectrum.real**2 + spectrum.imag**2,
+        torch.fft.rfft2,
+        inverse,
+        lambda x: spectrum * torch.fft.rfft2(x),
+        lambda c: inverse(spectrum.conj() * c),
+    )
 
 
 @row_spectrum.register
@@ -182,7 +212,13 @@ def _(operator: CartesianMRI, like: Tensor) -> RowSpectrum:
 @row_spectrum.register
 def _(operator: Scaled, like: Tensor) -> RowSpectrum:
     rows = row_spectrum(operator.operator, like)
-    return RowSpectrum(operator.factor**2 * rows.values, rows.into, rows.out)
+    return RowSpectrum(
+        operator.factor**2 * rows.values,
+        rows.into,
+        rows.out,
+        _scaled(operator.factor, rows.analyse),
+        _scaled(operator.factor, rows.synthesise),
+    )
 
 
 @row_spectrum.register
@@ -195,6 +231,10 @@ def _(operator: Composed, like: Tensor) -> RowSpectrum:
         )
     rows = row_spectrum(operator.outer, like)
     return RowSpectrum(gram * rows.values, rows.into, rows.out)
+
+
+def _scaled(factor: float, function: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+    return (lambda x: factor * function(x)) if function is not None else None
 
 
 def _same(y: Tensor) -> Tensor:

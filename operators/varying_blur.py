@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invsolve.operators.base import LinearOperator, Operator, derived
-from invsolve.operators.blur import Boundary, _fast_length
+from invsolve.operators.borders import Boundary, extend, fast_length, fold
 from invsolve.operators.kernels import finite_kernel
 from invsolve.operators.registry import register
 
@@ -106,7 +106,7 @@ class SpatiallyVaryingBlur(LinearOperator):
         self._extends = boundary in ("reflect", "replicate")
         spare = {"circular": (0, 0), "valid": (0, 0), "zero": self._after}.get(boundary, (size[0] - 1, size[1] - 1))
         lengths = (shape[1] + spare[0], shape[2] + spare[1])
-        self._lengths = lengths if boundary == "circular" else (_fast_length(lengths[0]), _fast_length(lengths[1]))
+        self._lengths = lengths if boundary == "circular" else (fast_length(lengths[0]), fast_length(lengths[1]))
 
     @classmethod
     def from_tiles(
@@ -197,29 +197,12 @@ class SpatiallyVaryingBlur(LinearOperator):
             part = part[..., : weight.shape[0], : weight.shape[1]] * weight
             total = part if total is None else total.add_(part)
         assert total is not None
-        return self._folded(self._folded(total, 1), 2) if self._extends else total
+        if not self._extends:
+            return total
+        return fold(total, (self.in_shape[1], self.in_shape[2]), self._before, self._after, self.boundary)
 
     def _extended(self, x: Tensor) -> Tensor:
-        if not self._extends:
-            return x
-        (top, left), (bottom, right) = self._before, self._after
-        mode = "reflect" if self.boundary == "reflect" else "replicate"
-        extended: Tensor = F.pad(x, (left, right, top, bottom), mode=mode)
-        return extended
-
-    def _folded(self, x: Tensor, dim: int) -> Tensor:
-        """Transpose of `_extended` along one axis: what was read from a pixel goes back to it."""
-        axis, size = dim + 1, self.in_shape[dim]
-        before, after = self._before[dim - 1], self._after[dim - 1]
-        core = x.narrow(axis, before, size).clone()
-        head, tail = x.narrow(axis, 0, before), x.narrow(axis, before + size, after)
-        if self.boundary == "reflect":
-            core.narrow(axis, 1, before).add_(head.flip(axis))
-            core.narrow(axis, size - 1 - after, after).add_(tail.flip(axis))
-        else:
-            core.narrow(axis, 0, 1).add_(head.sum(axis, keepdim=True))
-            core.narrow(axis, size - 1, 1).add_(tail.sum(axis, keepdim=True))
-        return core
+        return extend(x, self._before, self._after, self.boundary) if self._extends else x
 
     def _maps(self, like: Tensor) -> Tensor:
         """Weight maps on the extended image, (K, H', W')."""

@@ -8,25 +8,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from invsolve.certify import calibrate, closed_forms
 from invsolve.certify.calibration import chi_square_tail
 from invsolve.certify.mixture import (
     CELLS,
+    INTERACTING,
     SCALE,
+    SMALL_FILTER,
+    GridMixture,
     MixtureProblem,
     benchmark,
     directions,
+    draw,
+    largest_batch,
     score,
     sliced_wasserstein,
     weight_error,
 )
+from invsolve.certify.pictures import PointCloud, picture, point_cloud
 from invsolve.certify.report import PUBLISHED
-from invsolve.samplers import TDS, Langevin, MCGdiff
-from invsolve.samplers.presets import choose
+from invsolve.certify.settings import REFERENCE, reference
+from invsolve.cli import listing
+from invsolve.operators import Measurement
+from invsolve.operators.noise import Generators
+from invsolve.priors import Prior
+from invsolve.samplers import RSD, TDS, Callback, Cloud, Langevin, REDDiff, Sampler, TwistedMMPS
+from invsolve.samplers.presets import SAMPLERS, choose
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -109,14 +122,71 @@ def test_calibration_passes_the_exact_posterior_and_fails_others() -> None:
     assert good.passed
     assert good.coverage[0.9] == pytest.approx(0.9, abs=0.1)
 
-    class OneFilterOfFew(MCGdiff):
-        """Eight particles are not enough: all samples of a truth come from them."""
+    class IgnoresTheData(Sampler):
+        """Draws from the prior: its ranks are uniform for every statistic that does not look at the data."""
 
-    bad = calibrate(OneFilterOfFew(20, 8), truths=100, samples=39)
+        def __call__(
+            self,
+            measurement: Measurement,
+            prior: Prior,
+            *,
+            generator: Generators = None,
+            callback: Callback | None = None,
+        ) -> Tensor:
+            assert isinstance(prior, GridMixture)
+            assert isinstance(generator, torch.Generator)
+            return prior.sample(len(measurement.y), generator)
+
+    bad = calibrate(IgnoresTheData(), truths=100, samples=39)
     assert not bad.passed
+    assert max(bad.p_values["misfit to the data"], bad.p_values["posterior density"]) < 1e-6
+    assert min(value for name, value in bad.p_values.items() if "space" in name) > 0.001
+    point = calibrate(REDDiff(100), truths=100, samples=39)  # an estimate without a spread
+    assert not point.passed
+    assert point.spread["row space"] < 0.5
     with pytest.raises(ValueError, match="samples is 40; expected a number one below a multiple of 10"):
         calibrate(None, samples=40)
     assert chi_square_tail(16.919, 9) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_samples_of_a_small_filter_are_independent() -> None:
+    """Each sample has its own filter, as in `invsolve.solve`; a large filter gives its whole cloud."""
+    problem = MixtureProblem.make(8, 1, 0)
+    seen: list[int] = []
+
+    class Watched(TwistedMMPS):
+        def cloud(self, measurement: Measurement, *args: Any, **kwargs: Any) -> Cloud:
+            seen.append(len(measurement.y))
+            return super().cloud(measurement, *args, **kwargs)
+
+    draw(Watched(3, 4), problem, 60, generator())
+    draw(Watched(3, SMALL_FILTER), problem, 60, generator())
+    assert seen == [60, 2]
+
+
+def test_interacting_samples_come_in_groups() -> None:
+    problem = MixtureProblem.make(8, 1, 0)
+    x, _ = draw(RSD(2), problem, 70, generator())
+    assert len(x) == 70
+    assert largest_batch(RSD(2), 8) == INTERACTING < 70
+
+
+def test_reference_settings_cover_every_sampler_and_follow_the_problem() -> None:
+    assert {name.partition("-")[0] for name in REFERENCE} == set(SAMPLERS)
+    for name in REFERENCE:
+        small, large = (reference(name, MixtureProblem.make(d, 1, 0)) for d in (8, 80))
+        assert type(small) is SAMPLERS[name.partition("-")[0]]
+        if "sigma_max" in small.settings():
+            outermost = [16 * math.sqrt(d) for d in (8, 80)]
+            found = [SCALE * float(s.settings()["sigma_max"]) for s in (small, large)]
+            assert found == pytest.approx([4 * length for length in outermost])
+
+
+def test_pictures_show_every_cloud(tmp_path: Path) -> None:
+    clouds = {"exact too": point_cloud(None, 200, seed=1), "nothing": PointCloud(torch.zeros(1, 2), 0.9)}
+    picture(clouds, tmp_path / "clouds.png")
+    assert (tmp_path / "clouds.png").read_bytes().startswith(b"\x89PNG")
+    assert clouds["exact too"].weight_error < 0.1
 
 
 COMMAND = [sys.executable, "-m", "invsolve", "certify"]
@@ -192,14 +262,33 @@ def test_bad_arguments(arguments: list[str], sentence: str, tmp_path: Path, capf
     assert not (tmp_path / "certify").exists()
 
 
+def test_the_documented_table_is_the_registry() -> None:
+    """docs/samplers.md says of every method what `invsolve list samplers` prints."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "samplers.md").read_text(encoding="utf-8")
+    section = page.split("## The methods", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip("`"): row[1:] for row in rows}
+    _, printed = listing._samplers()
+    assert documented == {row[0]: row[2:] for row in printed}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tds", "mcgdiff"])
+@pytest.mark.parametrize("name", ["tds", "mcgdiff", "twistedmmps"])
 def test_best_presets_beat_the_published_table(name: str) -> None:
-    """Every cell of d = 8 and 80: better than published MCGdiff, and TDS within twice the floor in the median."""
+    """d = 8 and 80, five problems a cell: better than published MCGdiff; TDS within twice the floor in the median.
+
+    TwistedMMPS, with 1000 evaluations a sample, only has to stay below 1 in the median at d = 80, where methods that
+    freeze the modes' weights score 7 to 9.
+    """
+    own = name == "twistedmmps"
     sampler = choose(name, "best", MixtureProblem.make(8, 1, 0).measurement(1))
-    for cell, scores in benchmark(sampler, tuple(c for c in CELLS if c[0] < 800), problems=10).items():
+    cells = tuple(c for c in CELLS if c[0] == 80 or (c[0] == 8 and not own))
+    for cell, scores in benchmark(sampler, cells, problems=5, samples=250 if own else 2000).items():
         distances = torch.tensor([s.distance for s in scores])
         floors = torch.tensor([s.floor for s in scores])
-        assert float(distances.mean()) < PUBLISHED["mcgdiff"][cell][0], cell
+        if own:
+            assert float(distances.median()) < 1, cell
+        else:
+            assert float(distances.mean()) < PUBLISHED["mcgdiff"][cell][0], cell
         if name == "tds":
             assert float(distances.median()) < 2 * float(floors.median()), cell

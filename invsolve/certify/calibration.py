@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invsolve.certify.mixture import LARGEST_BATCH, MixtureProblem
+from invsolve.certify.mixture import SMALL_FILTER, MixtureProblem, largest_batch
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import GaussianNoise
 from invsolve.samplers.base import Sampler
@@ -46,6 +46,11 @@ class Calibration:
         return min(self.p_values.values()) > 0.01 / len(self.p_values)
 
 
+def calibrated_problem(d: int = 8, measurements: int = 2, seed: int = 0) -> MixtureProblem:
+    """The problem that `calibrate` measures many truths with."""
+    return MixtureProblem.make(d, measurements, seed)
+
+
 def calibrate(
     sampler: Sampler | None,
     d: int = 8,
@@ -57,8 +62,8 @@ def calibrate(
     """Run the checks on one mixture problem with many truths.
 
     Args:
-        sampler: any; None for the exact posterior, which must pass. A particle method takes all samples of a truth
-            from one cloud.
+        sampler: any; None for the exact posterior, which must pass. A filter of SMALL_FILTER particles or more gives
+            all samples of a truth from one cloud.
         d, measurements: size of the problem.
         truths: images drawn from the prior, each with its measurement.
         samples: L per truth; L + 1 must be divisible by BINS.
@@ -66,7 +71,7 @@ def calibrate(
     """
     if (samples + 1) % BINS:
         raise ValueError(f"samples is {samples}; expected a number one below a multiple of {BINS}.")
-    problem = MixtureProblem.make(d, measurements, seed)
+    problem = calibrated_problem(d, measurements, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     truth = problem.prior.sample(truths, generator)
     noise = torch.randn((truths, measurements), generator=generator, dtype=torch.float64)
@@ -110,18 +115,18 @@ def _draws(
         each = [MixtureProblem(problem.prior, problem.operator, row[None], problem.noise_std) for row in y]
         return torch.stack([one.exact(samples, generator) for one in each])
     noise = GaussianNoise(problem.noise_std)
-    if isinstance(sampler, ParticleSampler):
-        numbers = math.prod(problem.operator.in_shape) * int(sampler.settings()["num_particles"])
-        step = max(1, LARGEST_BATCH // numbers)
-        pieces = [y[k : k + step] for k in range(0, len(y), step)]
+    step = largest_batch(sampler, math.prod(problem.operator.in_shape))
+    if isinstance(sampler, ParticleSampler) and int(sampler.settings()["num_particles"]) >= SMALL_FILTER:
         clouds = [
             sampler.cloud(Measurement(piece, problem.operator, noise), problem.prior, generator=generator)
-            for piece in pieces
+            for piece in torch.split(y, step)
         ]
         return torch.cat([cloud.draw(generator, samples) for cloud in clouds])
-    repeated = Measurement(y.repeat_interleave(samples, 0), problem.operator, noise)
-    x = sampler(repeated, problem.prior, generator=generator).detach()
-    return x.reshape(len(y), samples, *x.shape[1:])
+    parts = [
+        sampler(Measurement(piece, problem.operator, noise), problem.prior, generator=generator).detach()
+        for piece in torch.split(y.repeat_interleave(samples, 0), step)
+    ]
+    return torch.cat(parts).reshape(len(y), samples, *problem.operator.in_shape)
 
 
 def _spread(x: Tensor, truth: Tensor) -> float:

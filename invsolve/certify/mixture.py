@@ -31,6 +31,8 @@ DIRECTIONS = 500
 SAMPLES = 2000
 LARGEST_BATCH = 4_000_000
 """Numbers in one state of all particles; longer runs are split."""
+SMALL_FILTER = 100
+"""Filters of fewer particles give one sample each, as a sampler does when called; larger ones give whole clouds."""
 
 
 class GridMixture(GaussianMixturePrior):
@@ -169,24 +171,35 @@ def weight_error(x: Tensor, problem: MixtureProblem) -> float:
     return 0.5 * float((shares - problem.log_weights().exp()).abs().sum())
 
 
+INTERACTING = 64
+"""Samples at once of methods whose samples see each other."""
+
+
+def largest_batch(sampler: Sampler, size: int) -> int:
+    """Entries of `size` numbers that a sampler is given in one call."""
+    particles = int(sampler.settings()["num_particles"]) if isinstance(sampler, ParticleSampler) else 1
+    return INTERACTING if sampler.interacting else max(1, LARGEST_BATCH // (size * particles))
+
+
 def draw(sampler: Sampler, problem: MixtureProblem, count: int, generator: torch.Generator) -> tuple[Tensor, float]:
     """`count` samples, and the smallest effective sample size over the number of particles.
 
-    A method without particles runs `count` times. A particle method gives whole clouds, as in the published protocol:
-    at least two filters, and more where one has fewer than count / 2 particles.
+    A method without particles runs `count` times, and so does one of fewer than SMALL_FILTER particles. A larger filter
+    gives a whole cloud, as in the published protocol: at least two, and more where one has fewer than count / 2
+    particles.
     """
     size = math.prod(problem.operator.in_shape)
     if not isinstance(sampler, ParticleSampler):
-        step = max(1, LARGEST_BATCH // size)
+        step = largest_batch(sampler, size)
         parts = [
             sampler(problem.measurement(min(step, count - k)), problem.prior, generator=generator)
             for k in range(0, count, step)
         ]
         return torch.cat(parts), math.nan
     particles = int(sampler.settings()["num_particles"])
-    filters = max(2, math.ceil(count / particles))
+    filters = count if particles < SMALL_FILTER else max(2, math.ceil(count / particles))
     each = math.ceil(count / filters)
-    step = max(1, LARGEST_BATCH // (size * particles))
+    step = largest_batch(sampler, size)
     drawn, ess = [], float(particles)
     for k in range(0, filters, step):
         entries = min(step, filters - k)

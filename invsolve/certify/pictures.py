@@ -2,50 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from invsolve.certify.mixture import SCALE, MixtureProblem, draw, weight_error
 from invsolve.samplers.base import Sampler
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SEED = 3
 """Of the problem in the picture: a posterior with several modes."""
+LIMIT = 21.0
+"""Half the width of the panels, in the units of the paper; points outside are shown on the edge."""
 
 
-def picture(sampler: Sampler, path: Path, title: str, samples: int = 1000, seed: int = 0) -> float:
-    """Write a PNG with a sampler's cloud beside exact samples, both over the exact density; returns the weight error.
+def pictured_problem() -> MixtureProblem:
+    """The two-dimensional problem of all pictures."""
+    return MixtureProblem.make(2, 1, SEED)
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Samples of `pictured_problem`.
 
     Args:
-        sampler: any.
+        points: shape (N, 2), model units.
+        weight_error: see `invsolve.certify.mixture.weight_error`.
+    """
+
+    points: Tensor
+    weight_error: float
+
+
+def point_cloud(sampler: Sampler | None, samples: int = 1000, seed: int = 0) -> PointCloud:
+    """Samples of a sampler, or exact ones."""
+    problem, generator = pictured_problem(), torch.Generator().manual_seed(seed)
+    x = problem.exact(samples, generator) if sampler is None else draw(sampler, problem, samples, generator)[0]
+    points = x.detach().flatten(1)
+    return PointCloud(points, weight_error(points, problem))
+
+
+def picture(clouds: Mapping[str, PointCloud], path: Path) -> None:
+    """Write a PNG with a panel of exact samples and one for each cloud, all over the exact density.
+
+    Args:
+        clouds: by method.
         path: file to write.
-        title: above the picture.
-        samples: points in each panel.
-        seed: of the draws.
     """
     from matplotlib.figure import Figure
 
-    problem = MixtureProblem.make(2, 1, SEED)
-    generator = torch.Generator().manual_seed(seed)
-    x, _ = draw(sampler, problem, samples, generator)
-    x = x.detach().flatten(1)
-    exact = problem.exact(samples, generator).flatten(1)
-    axis = torch.linspace(-21, 21, 211, dtype=torch.float64) / SCALE
-    grid = torch.cartesian_prod(axis, axis)
+    panels = {"exact": point_cloud(None), **clouds}
+    columns = min(len(panels), 5)
+    rows = math.ceil(len(panels) / columns)
+    side = 4.3 if len(panels) == 2 else 2.3
+    figure = Figure(figsize=(side * columns, (side + 0.3) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for panel, (name, cloud) in zip(axes, panels.items(), strict=False):
+        _draw_panel(panel, cloud.points)
+        note = "" if name == "exact" else f": {100 * cloud.weight_error:.0f} % in wrong modes"
+        panel.set_title(name + note, fontsize=9)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    figure.savefig(path, format="png", dpi=100)
+
+
+def _draw_panel(axes: Axes, points: Tensor) -> None:
+    problem = pictured_problem()
+    edge = torch.linspace(-LIMIT, LIMIT, 211, dtype=torch.float64)
+    grid = torch.cartesian_prod(edge, edge) / SCALE
     density = problem.log_density(grid.reshape(-1, 1, 1, 2)).reshape(211, 211)
     density = (density - density.max()).clamp_min(-12)
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    error = weight_error(x, problem)
-    for axes, points, caption in (
-        (left, exact, "exact samples"),
-        (right, x, f"{title}; {100 * error:.0f} % of the weight in wrong modes"),
-    ):
-        edges = (SCALE * axis).tolist()
-        axes.contourf(edges, edges, density.T.tolist(), levels=12, cmap="Blues")
-        shown = (SCALE * points).clamp(-21, 21)
-        axes.scatter(shown[:, 0].tolist(), shown[:, 1].tolist(), s=3, c="tab:orange", linewidths=0)
-        axes.set_title(caption, fontsize=10)
-        axes.set_aspect("equal")
-    figure.savefig(path, format="png", dpi=110)
-    return error
+    axes.contourf(edge.tolist(), edge.tolist(), density.T.tolist(), levels=12, cmap="Blues")
+    shown = (SCALE * points).clamp(-LIMIT, LIMIT)
+    axes.scatter(shown[:, 0].tolist(), shown[:, 1].tolist(), s=2, c="tab:orange", linewidths=0)
+    axes.set_aspect("equal")

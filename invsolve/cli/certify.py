@@ -9,14 +9,16 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from invsolve.certify import report
-from invsolve.certify.calibration import Calibration, calibrate
+from invsolve.certify import closed_forms, report
+from invsolve.certify.calibration import Calibration, calibrate, calibrated_problem
 from invsolve.certify.closed_forms import Moments, measure
 from invsolve.certify.mixture import CELLS, MixtureProblem, Score, score
+from invsolve.certify.pictures import PointCloud, picture, pictured_problem, point_cloud
+from invsolve.certify.settings import REFERENCE, reference
 from invsolve.cli.errors import UserError, explain_os_error, show_path
 from invsolve.cli.progress import Reporter
 from invsolve.cli.writing import Transaction, check_writable
@@ -24,6 +26,8 @@ from invsolve.samplers.base import Sampler
 from invsolve.samplers.presets import PRESETS, SAMPLERS, choose
 
 DIMENSIONS = (8, 80, 800)
+Make = Callable[[MixtureProblem], Sampler]
+"""The sampler for a problem: settings of the preset "reference" follow its size."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Findings:
     rows: list[dict[str, object]] = dataclasses.field(default_factory=list)
     moments: dict[str, Moments] = dataclasses.field(default_factory=dict)
     calibration: dict[str, Calibration] = dataclasses.field(default_factory=dict)
+    clouds: dict[str, PointCloud] = dataclasses.field(default_factory=dict)
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def text(self) -> str:
@@ -62,7 +67,8 @@ class Findings:
 
 def run(options: CertifyOptions) -> int:
     """Certify one method after another; the report is rewritten after each, so that a stopped run keeps its results."""
-    samplers = [_named(name, options) for name in options.methods or tuple(sorted(SAMPLERS))]
+    everything = REFERENCE if options.preset == "reference" else SAMPLERS
+    samplers = [_named(name, options) for name in options.methods or tuple(sorted(everything))]
     labels = [label for label, _ in samplers]
     if len(set(labels)) < len(labels):
         raise UserError(f"methods are named twice: {', '.join(labels)}.")
@@ -77,13 +83,13 @@ def run(options: CertifyOptions) -> int:
     cells = [cell for cell in CELLS if cell[0] in dims]
     findings = Findings()
     with Reporter(options.quiet, total=len(samplers)) as reporter:
-        for label, sampler in samplers:
+        for label, make in samplers:
             reporter.start(label)
             started = time.monotonic()
             try:
-                scores = _scores(sampler, cells, problems, samples, reporter)
-                _record(findings, label, sampler, scores, options.quick)
-                _write(findings, label, sampler, options.out)
+                scores = _scores(make, cells, problems, samples, reporter)
+                _record(findings, label, make, scores, options.quick)
+                _write(findings, label, make, options.out)
             except ValueError as error:  # the method cannot serve this problem, or diverged; the others go on
                 findings.refused[label] = str(error)
                 if len(samplers) == 1:
@@ -95,42 +101,46 @@ def run(options: CertifyOptions) -> int:
         raise UserError(f"none of {', '.join(labels)} can be certified: {next(iter(findings.refused.values()))}")
     if not options.quiet:
         print(findings.text(), end="")
-        print(f"written: {show_path(options.out / 'certify.txt')}, certify.csv and a picture of each method")
+        print(f"written: certify.txt, certify.csv and a picture of each method in {show_path(options.out)}")
     return 0
 
 
 def _scores(
-    sampler: Sampler, cells: Sequence[tuple[int, int]], problems: int, samples: int, reporter: Reporter
+    make: Make, cells: Sequence[tuple[int, int]], problems: int, samples: int, reporter: Reporter
 ) -> dict[tuple[int, int], list[Score]]:
     done, total = 0, problems * sum(d for d, _ in cells)
     scores: dict[tuple[int, int], list[Score]] = {}
     for d, m in cells:
         scores[d, m] = []
         for seed in range(problems):
-            scores[d, m].append(score(sampler, MixtureProblem.make(d, m, seed), samples, seed))
+            problem = MixtureProblem.make(d, m, seed)
+            scores[d, m].append(score(make(problem), problem, samples, seed))
             done += d
             reporter.step(done, total, f"d={d}, d_y={m}, problem {seed + 1} of {problems}")
     return scores
 
 
 def _record(
-    findings: Findings, label: str, sampler: Sampler, scores: dict[tuple[int, int], list[Score]], quick: bool
+    findings: Findings, label: str, make: Make, scores: dict[tuple[int, int], list[Score]], quick: bool
 ) -> None:
-    moments, calibration = measure(sampler), calibrate(sampler, truths=100 if quick else 200)
-    name = sampler.name()
+    moments = measure(make(closed_forms.problem()))
+    calibration = calibrate(make(calibrated_problem()), truths=100 if quick else 200)
+    name = make(calibrated_problem()).name()
     findings.rows += [report.row(name, cell, found) | {"method": label} for cell, found in scores.items()]
     findings.moments[label] = moments
     findings.calibration[label] = calibration
 
 
-def _write(findings: Findings, label: str, sampler: Sampler, folder: Path) -> None:
-    from invsolve.certify.pictures import picture
-
+def _write(findings: Findings, label: str, make: Make, folder: Path) -> None:
+    findings.clouds[label] = point_cloud(make(pictured_problem()))
     try:
         with Transaction() as files:
             files.path(folder / "certify.csv").write_text(report.as_csv(findings.rows), encoding="utf-8")
             files.path(folder / "certify.txt").write_text(findings.text(), encoding="utf-8")
-            picture(sampler, files.path(folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', label)}.png"), label)
+            file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', label)}.png"
+            picture({label: findings.clouds[label]}, files.path(file))
+            if len(findings.clouds) > 1:
+                picture(findings.clouds, files.path(folder / "clouds.png"))
             files.commit()
     except OSError as error:
         raise explain_os_error(error, f"writing into {show_path(folder)}") from error
@@ -147,18 +157,27 @@ def _dims(options: CertifyOptions) -> tuple[int, ...]:
     return dims
 
 
-def _named(name: str, options: CertifyOptions) -> tuple[str, Sampler]:
-    """(label, sampler) for a shipped name or module:Class."""
-    if options.preset not in PRESETS:
-        raise UserError(f"unknown preset {options.preset!r}; expected one of {', '.join(PRESETS)}.")
+def _named(name: str, options: CertifyOptions) -> tuple[str, Make]:
+    """(label, maker) for a shipped name or module:Class."""
+    if options.preset not in (*PRESETS, "reference"):
+        raise UserError(f"unknown preset {options.preset!r}; expected one of {', '.join(PRESETS)}, reference.")
     if ":" in name:
-        sampler = _imported(name)
-    else:
-        try:
-            sampler = choose(name, options.preset, MixtureProblem.make(8, 1, 0).measurement(1), num_samples=2)
-        except ValueError as error:
-            raise UserError(f"{error} A sampler of your own is named module:Class.") from error
-    return name.rpartition(":")[2] if ":" in name else name, _with(sampler, options.settings)
+        own = _with(_imported(name), options.settings)
+        return name.rpartition(":")[2], lambda _: own
+
+    def make(problem: MixtureProblem) -> Sampler:
+        if options.preset == "reference" and name in REFERENCE:
+            return _with(reference(name, problem), options.settings)
+        preset = "best" if options.preset == "reference" else options.preset
+        return _with(choose(name, preset, problem.measurement(1), num_samples=2), options.settings)
+
+    try:
+        make(calibrated_problem())
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{error} A sampler of your own is named module:Class.") from error
+    return name, make
 
 
 def _imported(name: str) -> Sampler:

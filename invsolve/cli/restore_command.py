@@ -136,7 +136,7 @@ def restore(
         typer.Option(
             "--checkpoint",
             rich_help_panel=HOW,
-            help="Methods that need the network's gradient (dps, pigdm, ...): a quarter of the memory, a third more "
+            help="Methods that need the network's gradient (dps, pigdm, ...): about 40 % less memory for a third more "
             "time.",
         ),
     ] = False,

@@ -13,7 +13,7 @@ from torch import Tensor
 from invsolve.operators.base import LinearOperator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
-from invsolve.operators.spectral import filter_data, filter_image
+from invsolve.operators.spectral import filter_sum
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
 from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
@@ -33,7 +33,8 @@ class DDRM(Sampler):
     The authors' code compares strictly, so that noiseless data are not imposed on the last step; here they are. The
     start has the variance of the state in all directions.
 
-    Cost per step: one network evaluation, four products each with A and A^H and the transforms that diagonalise A A^H.
+    Cost per step: one network evaluation, three products with A, one with A^H, and the transforms that diagonalise
+    A A^H.
 
     Args:
         num_steps: steps of the DDIM schedule; the paper uses 20.
@@ -79,8 +80,8 @@ class DDRM(Sampler):
 
         # The first state: the data where they are cleaner than the level, noise everywhere.
         first = Rule(noise_std, levels[0], eta=1.0)
-        x = filter_image(operator, standard_normal(start(measurement), generator), first.noise, cutoff)
-        x = x + filter_data(operator, y, lambda s: torch.where(first.clean(s), 1 / s, 0), cutoff)
+        noise = standard_normal(start(measurement), generator)
+        x = filter_sum(operator, [(noise, first.noise)], [(y, lambda s: torch.where(first.clean(s), 1 / s, 0))], cutoff)
         if self.released == "authors":
             x = math.sqrt(1 + 1 / levels[0] ** 2) * x
         for step, (sigma, tau) in enumerate(pairwise(levels), start=1):
@@ -115,12 +116,8 @@ class Rule:
         cutoff: float,
     ) -> Tensor:
         """The next state; singular values up to `cutoff` count as unseen."""
-        return (
-            filter_image(operator, denoised, self.denoised, cutoff)
-            + filter_image(operator, (x - denoised) / sigma, self.epsilon, cutoff)
-            + filter_image(operator, noise, self.noise, cutoff)
-            + filter_data(operator, y, self.data, cutoff)
-        )
+        images = [(denoised, self.denoised), ((x - denoised) / sigma, self.epsilon), (noise, self.noise)]
+        return filter_sum(operator, images, [(y, self.data)], cutoff)
 
     def clean(self, s: Tensor) -> Tensor:
         return (s > 0) & (s * self.tau >= self.noise_std)

@@ -135,7 +135,7 @@ class DiffPIR(Sampler):
         if self.begin == "noise":
             return start(measurement), 0.0
         if self.begin == "backprojection":
-            return lift(self, measurement, (noise_std / 0.5) ** 2, self.max_iter), 0.0
+            return lift(self, measurement, (noise_std / 0.5) ** 2, self.max_iter, 1e-4), 0.0
         if measurement.operator.out_shape != measurement.operator.in_shape:
             raise ValueError(
                 f"begin='measurement' needs y to be an image, but y has shape {measurement.operator.out_shape} and "

@@ -60,6 +60,10 @@ class EnKG(ParticleSampler):
     nonlinear: ClassVar[bool] = True
     cost: ClassVar[str] = "per particle 1 + updates x ODE steps forward"
 
+    @classmethod
+    def serves(cls) -> str:
+        return "any that can be called"
+
     def __post_init__(self) -> None:
         if self.num_particles < 2:
             raise ValueError(f"num_particles is {self.num_particles}; the ensemble needs at least 2 for a covariance.")

@@ -37,6 +37,7 @@ from invsolve.samplers.scg import SCG
 from invsolve.samplers.scoresde import ScoreSDE
 from invsolve.samplers.tds import TDS
 from invsolve.samplers.tmpd import TMPD
+from invsolve.samplers.twistedmmps import TwistedMMPS
 
 _CLASSES: tuple[type[Sampler], ...] = (
     DAPS,
@@ -59,6 +60,7 @@ _CLASSES: tuple[type[Sampler], ...] = (
     SCG,
     TDS,
     TMPD,
+    TwistedMMPS,
     DFlow,
     FLAIR,
     FlowDPS,
@@ -93,6 +95,12 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"num_steps": 25, "num_particles": 16},
         "balanced": {"num_steps": 50, "num_particles": 64},
         "best": {"num_steps": 100, "num_particles": 4000},
+    },
+    # num_steps * num_particles evaluations a sample: unlike those above it keeps to the budget with its particles.
+    "twistedmmps": {
+        "fast": {"num_steps": 12, "num_particles": 2, "cg_iterations": 1},
+        "balanced": {"num_steps": 25, "num_particles": 4, "cg_iterations": 3},
+        "best": {"num_steps": 125, "num_particles": 8},
     },
     "enkg": {
         "fast": {"num_steps": 8, "num_particles": 32, "num_updates": 1},

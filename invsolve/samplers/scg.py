@@ -49,6 +49,10 @@ class SCG(Sampler):
     nonlinear: ClassVar[bool] = True
     cost: ClassVar[str] = "per candidate 1 forward"
 
+    @classmethod
+    def serves(cls) -> str:
+        return "any that can be called"
+
     @torch.no_grad()
     def __call__(
         self,

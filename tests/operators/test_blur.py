@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve.operators import Blur, blur, conjugate_gradient, dot_test, gaussian_kernel
+from invsolve.operators import Blur, borders, conjugate_gradient, dot_test, gaussian_kernel
 
 F64 = torch.float64
 SCIPY = {"circular": "wrap", "zero": "constant", "reflect": "mirror", "replicate": "nearest"}
@@ -161,8 +161,8 @@ def test_numpy_kernels():
 
 
 def test_fast_lengths():
-    assert [blur._fast_length(n) for n in (1, 4, 5, 41, 285, 316, 4060)] == [4, 4, 8, 48, 288, 320, 4096]
-    assert blur._fast_length(23) == 24
+    assert [borders.fast_length(n) for n in (1, 4, 5, 41, 285, 316, 4060)] == [4, 4, 8, 48, 288, 320, 4096]
+    assert borders.fast_length(23) == 24
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class ModelUnits:
         level = GaussianNoise(float(noise.std) / norm)
         return cls(Measurement(y / norm, Scaled(scale / norm, operator), level), scale, offset)
 
-    def part(self, entries: slice) -> Measurement:
+    def part(self, entries: slice | Tensor) -> Measurement:
         """The measurement of some batch entries."""
         return Measurement(self.measurement.y[entries], self.measurement.operator, self.measurement.noise)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from invsolve.operators import Grayscale, Identity, LinearOperator, Mask
-from invsolve.operators.blur import Blur, Boundary
+from invsolve.operators.blur import Blur
+from invsolve.operators.borders import Boundary
 from invsolve.operators.kernels import check_kernel
 from invsolve.operators.resize import Downsample, Filter
 

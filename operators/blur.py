@@ -17,6 +17,8 @@ from invsolve.operators.kernels import finite_kernel
 from invsolve.operators.precondition import circulant, cosine, separable
 from invsolve.operators.registry import register
 
+Factors = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
 # Pixels that the preconditioner's canvas is larger than the image; more changes nothing.
 _MARGIN = 16
 
@@ -159,10 +161,12 @@ class Blur(LinearOperator):
         rtol: float | None = None,
         max_iter: int = 500,
     ) -> Tensor:
-        if self.boundary != "circular":
-            return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         self.check_input(rhs)
         shift = per_entry(damping, rhs)
+        if self.boundary != "circular":
+            if self._factors(shift) is not None:
+                x0 = None  # the inverse is at hand: a start would save nothing and cost a product
+            return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         return self._by_channel(rhs, lambda part, pick: self._transformed(part, 1 / (pick(self._power(part)) + shift)))
 
     def pseudo_inverse(
@@ -186,7 +190,7 @@ class Blur(LinearOperator):
         """
         if self.boundary == "circular":
             return None  # solved in closed form
-        factors = derived(self, "factors", damping, lambda: self._make_factors(damping))
+        factors = self._factors(damping)
         if factors is not None:
             return separable(*factors, damping)
         if self.boundary in ("zero", "valid"):
@@ -270,7 +274,10 @@ class Blur(LinearOperator):
         power: Tensor = torch.fft.fft2(canvas).abs().square()
         return power.to(like.device, like.dtype)
 
-    def _make_factors(self, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    def _factors(self, like: Tensor) -> Factors | None:
+        return derived(self, "factors", like, lambda: self._make_factors(like))
+
+    def _make_factors(self, like: Tensor) -> Factors | None:
         """For `separable`; None where the kernel is not one, or the image too large for the decompositions."""
         if max(self.in_shape[1:]) > _LARGEST_DENSE:
             return None

@@ -61,8 +61,8 @@ class CartesianMRI(LinearOperator):
 
     Args:
         mask: 1 (or True) where k-space was sampled. (W,) or (1, W) keeps whole columns, the phase encoding along the
-            width as in fastMRI; (H, 1) keeps whole rows; (H, W) keeps points. (B, ...) for one per image. Points that fill whole lines
-            are kept as lines, which are twice as fast.
+            width as in fastMRI; (H, 1) keeps whole rows; (H, W) keeps points. (B, ...) for one per image.
+            Points that fill whole lines are kept as lines, which are twice as fast.
         coil_maps: complex sensitivities (coils, H, W), or (B, coils, H, W); None for one coil that sees all alike.
         image_shape: (H, W), where neither mask nor maps tell.
         dtype: floating-point type of the stored arrays; that of the maps, or float32, if None. Computations follow

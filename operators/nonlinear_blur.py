@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invsolve.operators.base import Operator
-from invsolve.operators.blur import Blur, Boundary
+from invsolve.operators.blur import Blur
+from invsolve.operators.borders import Boundary
 from invsolve.operators.hdr import check_range
 from invsolve.operators.kernels import check_kernel
 from invsolve.operators.noise import standard_normal

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from invsolve.operators import Blur, borders, conjugate_gradient, dot_test, gaussian_kernel
+from invsolve.operators import Blur, blur, borders, conjugate_gradient, dot_test, gaussian_kernel
 
 F64 = torch.float64
 SCIPY = {"circular": "wrap", "zero": "constant", "reflect": "mirror", "replicate": "nearest"}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from invsolve.operators import Blur, SpatiallyVaryingBlur, gaussian_kernel
-from invsolve.operators.blur import Boundary
+from invsolve.operators.borders import Boundary
 
 SHAPE = (2, 7, 6)
 

@@ -4,7 +4,7 @@ if __name__ != "invsolve.operators":
     raise ImportError(f"import invsolve.operators, not {__name__!r}")
 
 from invsolve.operators.algebra import Stack, stack
-from invsolve.operators.base import LinearOperator, Operator, SolveWarning, dot_test
+from invsolve.operators.base import LinearOperator, Operator
 from invsolve.operators.basic import (
     Grayscale,
     Identity,
@@ -32,6 +32,7 @@ from invsolve.operators.ct_geometry import (
 from invsolve.operators.ct_noise import LineIntegrals, line_integrals
 from invsolve.operators.demosaic import Demosaic
 from invsolve.operators.function import FunctionOperator, check_adjoint
+from invsolve.operators.guards import SolveWarning
 from invsolve.operators.hdr import HDR
 from invsolve.operators.interop import from_deepinv
 from invsolve.operators.interop_scipy import SciPyOperator, SparseOperator, from_scipy
@@ -62,6 +63,7 @@ from invsolve.operators.noise_counts import PoissonGaussianNoise, StarvedRaysWar
 from invsolve.operators.nonlinear_blur import CameraBlur, NonlinearBlur
 from invsolve.operators.phase_retrieval import PhaseRetrieval
 from invsolve.operators.resize import Downsample
+from invsolve.operators.spectra import dot_test
 from invsolve.operators.varying_blur import SpatiallyVaryingBlur
 from invsolve.operators.weighted import Weighted, Whitening
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from invsolve.operators.cg import Map, SolveResult, conjugate_gradient, inner, per_entry
 from invsolve.operators.graphs import ITERATIONS, GraphCache
-from invsolve.operators.guards import guard_methods, undetermined
+from invsolve.operators.guards import guard_methods, report
 from invsolve.operators.implicit import differentiable
 from invsolve.operators.lsqr import lsqr
+from invsolve.operators.spectra import largest_eigenvalue
 
 if TYPE_CHECKING:
     from invsolve.operators.noise import Noise
@@ -25,10 +25,6 @@ T = TypeVar("T")
 
 # What an operator keeps of its computations: neither stored, copied nor pickled with it.
 _KEPT = ("_norms", "_derived", "_graphs")
-
-
-class SolveWarning(UserWarning):
-    """A linear solve did not reach its tolerance, or broke down: the system is not positive definite, or not finite."""
 
 
 class Operator(nn.Module):
@@ -194,11 +190,12 @@ class LinearOperator(Operator):
             ValueError: a negative or NaN damping, or damping 0 on a singular operator.
 
         Warns:
-            SolveWarning: the iteration broke down, or did not reach its tolerance, for some entries.
+            SolveWarning: the iteration broke down for some entries, or did not reach its tolerance although `max_iter`
+                was the default or larger; a smaller one is a wish to stop early.
         """
         shift = per_entry(damping, rhs)
         result = self.solve_cg(rhs, shift.detach().flatten(), x0=x0, rtol=rtol, max_iter=max_iter)
-        _report(self, result, shift.detach().flatten(), max_iter)
+        report(self, result, shift.detach().flatten(), max_iter)
         return differentiable(self, result.x, rhs, shift, rtol, max_iter)
 
     def preconditioner(self, damping: Tensor) -> Map | None:
@@ -245,7 +242,7 @@ class LinearOperator(Operator):
         if bool(failed.any()):
             result = self.solve_lsqr(y.detach(), flat, rtol=rtol, max_iter=max_iter)
             x = torch.where(failed.reshape(shift.shape), result.x, x)
-        _report(self, result, flat, max_iter)
+        report(self, result, flat, max_iter)
         return differentiable(self, x, rhs, shift, rtol, max_iter)
 
     @torch.no_grad()
@@ -302,32 +299,10 @@ class LinearOperator(Operator):
             known[key] = self._lanczos(iterations, rtol, device or self.device)
         return known[key]
 
-    @torch.no_grad()
     def _lanczos(self, iterations: int, rtol: float, device: torch.device) -> float:
-        # Power iteration stops too early where the largest singular values lie close together, as those of blurs do.
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(device, self.dtype)
-        x = x / inner(x, x).sqrt()
-        before, coupling = torch.zeros_like(x), 0.0
-        diagonal: list[float] = []
-        off_diagonal: list[float] = []
-        largest = 0.0
-        for _ in range(iterations):
-            image = self.normal(x) - coupling * before
-            diagonal.append(float(inner(x, image)))
-            image = image - diagonal[-1] * x
-            coupling = math.sqrt(float(inner(image, image)))
-            if not math.isfinite(diagonal[-1] + coupling):
-                return math.nan
-            table = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-            table += torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), -1)
-            values, vectors = torch.linalg.eigh(table)  # reads the lower triangle
-            largest = max(float(values[-1]), 0.0)
-            if coupling * abs(float(vectors[-1, -1])) <= rtol * largest or coupling == 0:
-                break
-            off_diagonal.append(coupling)
-            before, x = x, image / coupling
-        return math.sqrt(largest)
+        start = torch.randn((1, *self.in_shape), generator=generator, dtype=torch.float64).to(device, self.dtype)
+        return math.sqrt(largest_eigenvalue(self.normal, start, iterations, rtol))
 
     def to_scipy(self) -> Any:
         """A real `scipy.sparse.linalg.LinearOperator` that runs this operator; see `interop_scipy.to_scipy`."""
@@ -374,57 +349,8 @@ class LinearOperator(Operator):
         return Sum(self, Scaled(-1.0, other))
 
 
-def _report(operator: LinearOperator, result: SolveResult, damping: Tensor, max_iter: int) -> None:
-    """SolveWarning for the entries that failed, with what would help them; ValueError where that is a damping."""
-    trouble = ~result.converged & (result.breakdown | ~result.stalled | (result.residual > 1e-3))
-    if not bool(trouble.any()):
-        return
-    if bool((trouble & (damping == 0) & (result.breakdown | (result.residual > 0.01))).any()):
-        raise undetermined(operator, result.x.dtype)
-    name, worst = type(operator).__name__, float(result.residual[trouble].max())
-    if bool(result.breakdown.any()):
-        entries = result.breakdown.nonzero().flatten().tolist()
-        what = f"broke down for batch entries {entries}: A^H A + damping I is not positive definite or not finite there"
-        remedy = "check the adjoint, and that damping > 0"
-    elif bool((trouble & result.stalled).any()):
-        what = f"ran out of digits at a relative residual of {worst:.1e}"
-        remedy = "use float64, or a larger damping"
-    else:
-        what = f"stopped after {max_iter} iterations at a relative residual of {worst:.1e}"
-        remedy = "raise max_iter or rtol, or use a larger damping"
-    warnings.warn(f"the solve with {name} {what}; {remedy}.", SolveWarning, stacklevel=5)
-
-
 def coisometry_solve(operator: LinearOperator, rhs: Tensor, damping: Tensor, gram: float) -> Tensor:
     """(A^H A + damping I)^-1 rhs where A A^H = gram I, by the Woodbury identity; damping is (B, 1, ...)."""
     if operator.num_measured == math.prod(operator.in_shape):  # orthogonal: A^H A = gram I as well
         return rhs / (gram + damping)
     return (rhs - operator.normal(rhs) / (gram + damping)) / damping
-
-
-def dot_test(operator: LinearOperator, *, batch: int = 2, seed: int = 0, dtype: torch.dtype | None = None) -> float:
-    """How far the adjoint is from being one: |Re<A u, v> - <u, A^H v>| / (||A u|| ||v||), the worst of a batch.
-
-    Round-off is about 1e-7 in float32 and 1e-16 in float64; anything above 1e-4 is a wrong adjoint.
-
-    Args:
-        operator: operator to test, with white-noise inputs (smooth ones hide errors).
-        batch: number of random pairs.
-        seed: of the random inputs.
-        dtype: floating-point type of the inputs; the operator's own if None.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    real = dtype or operator.dtype
-    u = torch.randn((batch, *operator.in_shape), generator=generator, dtype=torch.float64).to(operator.device, real)
-    forward = operator(u)
-    shape = (batch, *operator.out_shape)
-    v = torch.randn(shape, generator=generator, dtype=torch.float64).to(operator.device, real)
-    if forward.is_complex():
-        v = torch.complex(v, torch.randn(shape, generator=generator, dtype=torch.float64).to(operator.device, real))
-    if tuple(forward.shape) != shape:
-        raise ValueError(f"forward gave shape {tuple(forward.shape)}, out_shape promises {shape}.")
-    backward = operator.adjoint(v)
-    if backward.shape != u.shape:
-        raise ValueError(f"adjoint gave shape {tuple(backward.shape)}, in_shape promises {tuple(u.shape)}.")
-    scale = (inner(forward, forward) * inner(v, v)).sqrt().clamp_min(torch.finfo(real).tiny)
-    return float(((inner(forward, v) - inner(u, backward)).abs() / scale).max())

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, dot_test
+from invsolve.operators.base import LinearOperator, Operator
 from invsolve.operators.bridges import ChannelsToComplex
 from invsolve.operators.registry import register
+from invsolve.operators.spectra import dot_test
 
 Function = Callable[[Tensor], Tensor]
 

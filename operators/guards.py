@@ -1,21 +1,30 @@
-"""Checks in front of every operator's methods: number types, autocast, dampings. Written once, for all subclasses."""
+"""Checks round every operator's methods, written once for all: number types, autocast, dampings; failed solves."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from invsolve.operators.cg import SolveResult
+
 if TYPE_CHECKING:
     from invsolve.operators.base import LinearOperator, Operator
 
 _PRECISE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _REDUCED = (torch.bfloat16, torch.float16)
+MOST_ITERATIONS = 500
+"""The default of every `max_iter`."""
 _PLAIN = ("forward", "adjoint", "normal")
 _DAMPED = ("solve", "pseudo_inverse", "solve_cg", "solve_lsqr")
+
+
+class SolveWarning(UserWarning):
+    """A linear solve did not reach its tolerance, or broke down: the system is not positive definite, or not finite."""
 
 
 def guard_methods(cls: type[Operator]) -> None:
@@ -95,3 +104,26 @@ def undetermined(operator: LinearOperator, dtype: torch.dtype) -> ValueError:
         f"damping is 0 and A^H A of {type(operator).__name__} is singular (or too near to it for "
         f"{str(dtype).removeprefix('torch.')}), so that the system has no solution or many; pass damping > 0."
     )
+
+
+def report(operator: LinearOperator, result: SolveResult, damping: Tensor, max_iter: int) -> None:
+    """SolveWarning for the entries that failed, with what would help them; ValueError where that is a damping."""
+    trouble = ~result.converged & (result.breakdown | ~result.stalled | (result.residual > 1e-3))
+    if not bool(trouble.any()):
+        return
+    if bool((trouble & (damping == 0) & (result.breakdown | (result.residual > 0.01))).any()):
+        raise undetermined(operator, result.x.dtype)
+    name, worst = type(operator).__name__, float(result.residual[trouble].max())
+    if bool(result.breakdown.any()):
+        entries = result.breakdown.nonzero().flatten().tolist()
+        what = f"broke down for batch entries {entries}: A^H A + damping I is not positive definite or not finite there"
+        remedy = "check the adjoint, and that damping > 0"
+    elif bool((trouble & result.stalled).any()):
+        what = f"ran out of digits at a relative residual of {worst:.1e}"
+        remedy = "use float64, or a larger damping"
+    elif max_iter < MOST_ITERATIONS:  # a caller who allows fewer than the default has chosen to stop early
+        return
+    else:
+        what = f"stopped after {max_iter} iterations at a relative residual of {worst:.1e}"
+        remedy = "raise max_iter or rtol, or use a larger damping"
+    warnings.warn(f"the solve with {name} {what}; {remedy}.", SolveWarning, stacklevel=5)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invsolve.operators.base import LinearOperator, Operator, derived
 from invsolve.operators.cg import per_entry
+from invsolve.operators.mri_checks import as_lines, check_maps, check_mask
 from invsolve.operators.registry import register
 
 # Complex values that are transformed at a time. On a CPU few enough to stay in its cache; elsewhere many, since every
@@ -73,6 +74,7 @@ class CartesianMRI(LinearOperator):
         ValueError: sizes that do not fit, an empty or fractional mask, maps that are zero or not finite.
     """
 
+    capturable = True
     mask: Tensor
     maps: Tensor | None
 
@@ -84,7 +86,7 @@ class CartesianMRI(LinearOperator):
         image_shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        values = _check_mask(torch.as_tensor(mask))
+        values = check_mask(torch.as_tensor(mask))
         maps = None if coil_maps is None else check_maps(torch.as_tensor(coil_maps))
         if image_shape is None:
             image_shape = values.shape[-2:] if maps is None else maps.shape[-2:]
@@ -105,7 +107,7 @@ class CartesianMRI(LinearOperator):
         if len(counts) > 1:
             raise ValueError(f"mask and coil maps are for different numbers of images, {sorted(counts)}.")
         super().__init__((2, height, width), (1 if maps is None else maps.shape[-3], height, width))
-        values = _as_lines(values)
+        values = as_lines(values)
         self.entries: int | None = counts.pop() if counts else None
         if dtype is None:
             dtype = torch.float32 if maps is None else maps.real.dtype
@@ -377,42 +379,3 @@ def _ramp(size: int) -> tuple[Tensor, Tensor]:
     angles = 2 * math.pi / size * torch.cat((turns, torch.tensor([-centre * centre % size]))).to(torch.float64)
     waves = torch.polar(torch.ones_like(angles), angles)
     return waves[:-1], waves[-1]
-
-
-def _check_mask(mask: Tensor) -> Tensor:
-    """The mask as (H or 1, W or 1), or (B, ...)."""
-    if mask.ndim not in (1, 2, 3) or mask.is_complex() or 0 in mask.shape:
-        raise ValueError(f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; expected (W,), (H, 1) or (H, W).")
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"the mask holds values other than 0 and 1, from {float(mask.min()):g} to {float(mask.max()):g}; "
-            "1 means sampled, and weights belong into Weighted."
-        )
-    if not bool((mask != 0).flatten(1 if mask.ndim == 3 else 0).any(-1).all()):
-        raise ValueError("the mask samples nothing at all; 1 means sampled and 0 skipped.")
-    return mask[None] if mask.ndim == 1 else mask
-
-
-def _as_lines(mask: Tensor) -> Tensor:
-    """A mask of points that samples whole columns or rows as the mask of lines that it is; others as they are."""
-    if bool((mask == mask[..., :1, :]).all()):
-        return mask[..., :1, :].clone()
-    if bool((mask == mask[..., :1]).all()):
-        return mask[..., :1].clone()
-    return mask
-
-
-def check_maps(maps: Tensor) -> Tensor:
-    """Coil maps (coils, H, W) or (B, coils, H, W), complex, finite and not zero; for constructors."""
-    if not maps.is_complex():
-        raise TypeError(
-            f"the coil maps have type {maps.dtype}; expected complex64 or complex128. Pairs of real numbers in the "
-            "last dimension become complex by torch.view_as_complex."
-        )
-    if maps.ndim not in (3, 4) or 0 in maps.shape:
-        raise ValueError(f"the coil maps have shape {tuple(maps.shape)}; expected (coils, H, W) or (B, coils, H, W).")
-    if not bool(torch.isfinite(torch.view_as_real(maps.resolve_conj())).all()):
-        raise ValueError("the coil maps hold NaN or Inf.")
-    if not bool((maps != 0).flatten(-3).any(-1).all()):
-        raise ValueError("the coil maps are zero everywhere: no coil sees anything of the image; estimate them anew.")
-    return maps

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invsolve.operators.base import LinearOperator, Operator, derived
-from invsolve.operators.mri import check_maps
+from invsolve.operators.mri_checks import check_maps
 from invsolve.operators.mri_trajectories import radial_trajectory, spiral_trajectory
 from invsolve.operators.registry import register
 

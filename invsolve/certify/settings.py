@@ -28,7 +28,7 @@ REFERENCE: dict[str, dict[str, Any]] = {
     "dflow": {"num_steps": 45, "ode_steps": 5},
     "diffpir": {"num_steps": 200, "lam": 1.0, "zeta": 1.0, "begin": "noise"},
     "diffpir-zeta0.3": {"num_steps": 200, "lam": 1.0, "zeta": 0.3, "begin": "noise"},
-    "dps": {"num_steps": 200, "step_size": 1.0},
+    "dps": {"num_steps": 200, "step_size": 0.3},
     "enkg": {"num_steps": 50, "num_particles": 512},
     "flair": {"num_steps": 200},
     "flowchef": {"num_steps": 200, "step_size": 0.2},

@@ -17,6 +17,13 @@ from invsolve.priors.base import Prior
 Callback = Callable[[int, int, float, Tensor, Tensor], Any]
 """callback(step, total, sigma, x, denoised); a true return value stops the run, which then returns `denoised`."""
 
+SOLVE_RTOL = 1e-4
+"""Accuracy of the solves inside samplers, where the operator has no closed form.
+
+They solve for a correction of the current image, which is itself a fraction of it, so that the error is far below that
+of any network.
+"""
+
 
 class DivergenceError(ValueError):
     """The iterate became NaN or infinite."""

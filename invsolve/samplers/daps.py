@@ -16,7 +16,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.steps import integrate
 
 
@@ -161,7 +161,7 @@ def exact_draw(
     """
     start_point = centre + r * standard_normal(centre, generator)
     data = y + tau * standard_normal(y, generator)
-    return start_point + operator.pseudo_inverse(data - operator(start_point), (tau / r) ** 2)
+    return start_point + operator.pseudo_inverse(data - operator(start_point), (tau / r) ** 2, rtol=SOLVE_RTOL)
 
 
 def likelihood_gradient(measurement: Measurement, v: Tensor) -> Tensor:

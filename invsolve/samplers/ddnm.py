@@ -14,7 +14,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.ddrm import Rule
 from invsolve.samplers.steps import renoise
 
@@ -105,7 +105,9 @@ class DDNM(Sampler):
                 x, consistent = self._simplified_step(measurement, operator, x, denoised, sigma, tau, noise, noise_std)
             elif noise_std == 0:
                 residual = measurement.y - operator(denoised)
-                consistent = denoised + operator.pseudo_inverse(residual, self.damping, max_iter=self.max_iter)
+                consistent = denoised + operator.pseudo_inverse(
+                    residual, self.damping, rtol=SOLVE_RTOL, max_iter=self.max_iter
+                )
                 x = renoise(consistent, (x - denoised) / sigma, tau, self.eta, noise)
             else:
                 consistent = denoised
@@ -151,7 +153,7 @@ class DDNM(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """InverseBench's step, and its data-consistent image."""
         residual = measurement.y - operator(denoised)
-        correction = operator.pseudo_inverse(residual, self.damping, max_iter=self.max_iter)
+        correction = operator.pseudo_inverse(residual, self.damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
         share = min(1.0, tau / noise_std) if noise_std > 0 else 1.0
         consistent = denoised + share * correction
         fresh = math.sqrt(max(0.0, tau**2 - (share * noise_std) ** 2))

@@ -14,7 +14,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.steps import renoise
 
 
@@ -76,7 +76,7 @@ class DDS(Sampler):
             # 2. data consistency, from the denoised image
             if self.cg_iterations is None:
                 residual = measurement.y - operator(denoised)
-                consistent = denoised + operator.pseudo_inverse(residual, damping or 1e-6)
+                consistent = denoised + operator.pseudo_inverse(residual, damping or 1e-6, rtol=SOLVE_RTOL)
             else:
                 rhs = backprojection + damping * denoised
                 consistent = operator.solve_cg(rhs, damping, x0=denoised, max_iter=self.cg_iterations).x

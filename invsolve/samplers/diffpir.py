@@ -15,7 +15,7 @@ from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.priors.conversions import DiscreteVPSchedule
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.daps import likelihood_gradient
 from invsolve.samplers.lift import lift
 from invsolve.samplers.steps import renoise
@@ -112,7 +112,7 @@ class DiffPIR(Sampler):
             damping = self.lam * noise_std**2 / prior_variance
             if operator is not None:
                 residual = measurement.y - operator(denoised)
-                correction = operator.pseudo_inverse(residual, damping, rtol=1e-4, max_iter=self.max_iter)
+                correction = operator.pseudo_inverse(residual, damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
             else:
                 correction = 2 / damping * likelihood_gradient(measurement, denoised)
             consistent = denoised + correction

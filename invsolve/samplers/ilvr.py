@@ -13,7 +13,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.steps import ancestral
 
 
@@ -80,7 +80,7 @@ class ILVR(Sampler):
             if step <= self.num_steps - self.free_steps and not (tau == 0 and noise_std > 0):
                 noised = y + tau * operator(standard_normal(x, generator))
                 damping = max((noise_std / tau) ** 2 if tau > 0 else 0.0, self.damping)
-                x = x + operator.pseudo_inverse(noised - operator(x), damping, max_iter=self.max_iter)
+                x = x + operator.pseudo_inverse(noised - operator(x), damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
             if report(callback, step, self.num_steps, sigma, x, denoised, "num_steps"):
                 return denoised
         return x

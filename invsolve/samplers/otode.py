@@ -14,7 +14,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report
 from invsolve.samplers.gradients import linearize
 from invsolve.samplers.lift import lift
 from invsolve.samplers.steps import euler
@@ -81,7 +81,9 @@ class OTODE(Sampler):
             denoised, transposed = linearize(prior, x, sigma)
             with torch.no_grad():
                 residual = measurement.y - operator(denoised)
-                weighted = operator.pseudo_inverse(residual, (noise_std / r) ** 2, rtol=1e-4, max_iter=self.max_iter)
+                weighted = operator.pseudo_inverse(
+                    residual, (noise_std / r) ** 2, rtol=SOLVE_RTOL, max_iter=self.max_iter
+                )
             gradient = transposed(weighted, True) / r**2
             # 4. the denoised image given the data, and Euler's step
             denoised = denoised + self.weight(sigma) * sigma**2 * gradient

@@ -14,7 +14,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 from invsolve.samplers.gradients import linearize
 from invsolve.samplers.steps import ddim, renoise
 
@@ -86,7 +86,7 @@ class PiGDM(Sampler):
             levels[-1] = levels[-2]
         x = start(measurement)
         if self.warm_start:
-            x = operator.pseudo_inverse(y, self.damping, max_iter=self.max_iter)
+            x = operator.pseudo_inverse(y, self.damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
             x = x + levels[0] * standard_normal(x, generator)
         else:
             x = schedules.initial_std(self.schedule, levels[0]) * standard_normal(x, generator)
@@ -97,7 +97,9 @@ class PiGDM(Sampler):
             r2 = (sigma * self.data_std) ** 2 / (sigma**2 + self.data_std**2)
             damping = max(noise_std**2 / r2, self.damping)
             with torch.no_grad():
-                pulled = operator.pseudo_inverse(y - operator(denoised), damping, rtol=1e-4, max_iter=self.max_iter)
+                pulled = operator.pseudo_inverse(
+                    y - operator(denoised), damping, rtol=SOLVE_RTOL, max_iter=self.max_iter
+                )
             # 3. back through the network
             g = transposed(pulled, True)
             # 4. DDIM step with the guidance

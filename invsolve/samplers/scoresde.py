@@ -14,7 +14,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,13 @@ class ScoreSDE(Sampler):
         # 3. the data themselves
         if noise_std > 0:
             return x
-        return x + operator.pseudo_inverse(y - operator(x), self.damping, max_iter=self.max_iter)
+        return x + operator.pseudo_inverse(y - operator(x), self.damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
 
     def _merge(
         self, operator: LinearOperator, y: Tensor, x: Tensor, sigma: float, noise_std: float, generator: Generators
     ) -> Tensor:
         noised = y + sigma * operator(standard_normal(x, generator))
         damping = max((noise_std / sigma) ** 2, self.damping)
-        return x + self.weight * operator.pseudo_inverse(noised - operator(x), damping, max_iter=self.max_iter)
+        return x + self.weight * operator.pseudo_inverse(
+            noised - operator(x), damping, rtol=SOLVE_RTOL, max_iter=self.max_iter
+        )

@@ -17,7 +17,7 @@ from invsolve.operators.base import LinearOperator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
-from invsolve.samplers.base import Callback, Sampler, report
+from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, report
 from invsolve.samplers.batches import MicroBatches
 
 
@@ -210,7 +210,7 @@ def damped_misfit(operator: LinearOperator, residual: Tensor, damping: float) ->
     The form is written as ||z||^2 + ||r - A z||^2 / damping, whose terms are positive: it stays accurate for a small
     damping.
     """
-    z = operator.pseudo_inverse(residual, damping)
+    z = operator.pseudo_inverse(residual, damping, rtol=SOLVE_RTOL)
     rest = residual - operator(z)
     return z, squared_norm(z) + squared_norm(rest) / damping
 

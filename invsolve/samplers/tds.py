@@ -15,7 +15,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import Callback, noise_level, start
+from invsolve.samplers.base import SOLVE_RTOL, Callback, noise_level, start
 from invsolve.samplers.batches import MicroBatches
 from invsolve.samplers.smc import (
     Cloud,
@@ -162,7 +162,7 @@ class TDS(ParticleSampler):
         residual = measurement.y.repeat_interleave(denoised.shape[1], 0) - operator(flat)
         if isinstance(operator, LinearOperator):
             spread = remaining_variance(sigma, self.prior_std)
-            flat = flat + self.twist * operator.pseudo_inverse(residual, noise**2 / spread)
+            flat = flat + self.twist * operator.pseudo_inverse(residual, noise**2 / spread, rtol=SOLVE_RTOL)
             return flat.reshape(denoised.shape), torch.zeros_like(log_twist)
         log_likelihood = -0.5 * squared_norm(torch.view_as_real(residual) if residual.is_complex() else residual)
         return denoised, self.twist * (log_likelihood / noise**2).reshape(log_twist.shape) - log_twist

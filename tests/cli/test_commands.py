@@ -69,8 +69,8 @@ def test_usage_errors_are_status_two(here: Path) -> None:
     invsolve("restoree", status=2)
     invsolve("restore", "a.png", "--samples", "many", status=2)
     here_invsolve("demo", "--seed", -1, status=2)
-    _, err = invsolve("restore", "a.png", "--method", "dsp", status=2)
-    assert err.strip() == "error: --method 'dsp' is unknown; did you mean 'dps'?"
+    _, err = invsolve("restore", "a.png", "--method", "diffpirr", status=2)
+    assert err.strip() == "error: --method 'diffpirr' is unknown; did you mean 'diffpir'?"
 
 
 def test_restore_a_folder_then_again(tiny_prior: Path, picture: Any) -> None:

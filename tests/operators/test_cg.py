@@ -214,12 +214,18 @@ def test_solve_warns_about_a_breakdown():
     assert torch.allclose(x[0], torch.full((4,), 2 / 3))
 
 
+def test_solve_warns_when_the_iterations_end():
+    values = torch.logspace(-4, 0, 900, dtype=torch.float64)
+    operator = FunctionOperator(lambda x: values * x, lambda y: values * y, (900,), (900,))
+    with pytest.warns(SolveWarning, match="stopped after 500 iterations at a relative residual of .*; raise max_iter"):
+        operator.solve(noise(1, 900), 1e-9)
+
+
 def test_solve_uses_its_start_and_limits():
     matrix = spd(30, condition=1e4)
     operator = FunctionOperator(lambda x: x @ matrix, lambda y: y @ matrix, (30,), (30,))
     rhs = noise(1, 30)
-    with pytest.warns(SolveWarning, match="stopped after 3 iterations at a relative residual of .*; raise max_iter"):
-        rough = operator.solve(rhs, 1e-4, max_iter=3)
+    rough = operator.solve(rhs, 1e-4, max_iter=3)  # says nothing: to stop early was asked for
     loose = operator.solve(rhs, 1e-4, rtol=1e-2)
     exact = MatrixOperator(matrix).solve(rhs, 1e-4)
     errors = [float((x - exact).norm() / exact.norm()) for x in (rough, loose, operator.solve(rhs, 1e-4))]

@@ -22,12 +22,10 @@ class ShippedPrior:
     Args:
         name: also that of its file.
         summary: one line on what it models.
-        image_range: (low, high) to give as `data_range` to `invsolve.solve` for images in their usual units.
     """
 
     name: str
     summary: str
-    image_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def path(self) -> Path:
@@ -35,12 +33,7 @@ class ShippedPrior:
 
 
 SHIPPED = {
-    prior.name: prior
-    for prior in (
-        ShippedPrior("natural", "colour photographs of any size, values 0 to 1 seen as [-1, 1]"),
-        ShippedPrior("mri", "complex MR images as two channels, 99 % of the magnitudes below about 1", (-1.0, 1.0)),
-        ShippedPrior("ct", "CT slices in attenuation per mm; in the model, Hounsfield units over 1000", (0.0, 0.04)),
-    )
+    "natural": ShippedPrior("natural", "colour photographs of any size, values 0 to 1 seen as [-1, 1]"),
 }
 
 
@@ -48,7 +41,7 @@ def load_prior(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | Non
     """A shipped prior by name, or a U-Net checkpoint written by `invsolve train prior` by path.
 
     Args:
-        name_or_path: "natural", "mri", "ct", or a .safetensors file.
+        name_or_path: "natural", or a .safetensors file.
         dtype: arithmetic of the network; None for bfloat16 where the hardware has it.
 
     Raises:

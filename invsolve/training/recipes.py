@@ -15,6 +15,8 @@ class Recipe:
 
     summary: str
     settings: TrainingSettings
+    image_range: tuple[float, float] = (0.0, 1.0)
+    """(low, high) to give as `data_range` to `invsolve.solve` for images in their usual units."""
 
 
 # Slices have less variety than photographs, and a slice of 512 x 512 pixels is four times the work.
@@ -41,6 +43,7 @@ RECIPES = {
             scene_share=0.2,
             images="mri",
         ),
+        image_range=(-1.0, 1.0),
     ),
     "ct": Recipe(
         "CT slices in Hounsfield units; the last two patients in the order of names are held out",
@@ -55,6 +58,7 @@ RECIPES = {
             scene_share=0.2,
             images="ct",
         ),
+        image_range=(0.0, 0.04),  # attenuation per mm, water 0.02
     ),
 }
 

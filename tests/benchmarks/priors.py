@@ -215,8 +215,9 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, default=Path("data/faces/ffhq"))
     parser.add_argument("--kspace", type=Path, default=Path("data/mri/brain_head_8coil_full_ksp.npy"))
     parser.add_argument("--ct", type=Path, default=Path("data/ct"))
-    for name in ("natural", "mri", "ct"):
-        parser.add_argument(f"--{name}-prior", default=name)
+    parser.add_argument("--natural-prior", default="natural")
+    for name in ("mri", "ct"):
+        parser.add_argument(f"--{name}-prior", default=f"{name}.safetensors", help="checkpoint made with the recipe")
     parser.add_argument("--method", default="auto")
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--samples", type=int, default=8)

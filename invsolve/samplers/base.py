@@ -23,6 +23,9 @@ SOLVE_RTOL = 1e-4
 They solve for a correction of the current image, which is itself a fraction of it, so that the error is far below that
 of any network.
 """
+SOLVE_ITERATIONS = 50
+"""Their most iterations, for methods without a setting of their own: what a tiny damping would still change after them
+are directions that the operator hardly sees."""
 
 
 class DivergenceError(ValueError):

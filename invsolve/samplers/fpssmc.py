@@ -15,7 +15,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import SOLVE_RTOL, Callback, linear_operator, noise_level, start
+from invsolve.samplers.base import SOLVE_ITERATIONS, SOLVE_RTOL, Callback, linear_operator, noise_level, start
 from invsolve.samplers.batches import MicroBatches
 from invsolve.samplers.smc import (
     Cloud,
@@ -174,7 +174,12 @@ def fuse(
 
     def evaluate(x: Tensor, data: Tensor, blur: Tensor) -> tuple[Tensor]:
         residual = data - operator(x + blur)
-        return (x + variance / total * operator.pseudo_inverse(residual, noise**2 / total, rtol=SOLVE_RTOL),)
+        return (
+            x
+            + variance
+            / total
+            * operator.pseudo_inverse(residual, noise**2 / total, rtol=SOLVE_RTOL, max_iter=SOLVE_ITERATIONS),
+        )
 
     (x,) = batches(evaluate, start_point.flatten(0, 1), data.flatten(0, 1), blur.flatten(0, 1))
     return x.reshape(centre.shape)

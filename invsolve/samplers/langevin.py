@@ -13,7 +13,16 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, noise_level, report, start
+from invsolve.samplers.base import (
+    SOLVE_ITERATIONS,
+    SOLVE_RTOL,
+    Callback,
+    Sampler,
+    linear_operator,
+    noise_level,
+    report,
+    start,
+)
 
 SMALLEST_NOISE = 1e-4
 
@@ -84,7 +93,13 @@ class Langevin(Sampler):
             move = keep * drift + spread * width * standard_normal(x, generator)
             # 2. the data's part of both, by one solve
             data = keep * (y - operator(x)) + spread * noise * standard_normal(y, generator)
-            x = x + move + operator.pseudo_inverse(data - operator(move), (noise / width) ** 2, rtol=SOLVE_RTOL)
+            x = (
+                x
+                + move
+                + operator.pseudo_inverse(
+                    data - operator(move), (noise / width) ** 2, rtol=SOLVE_RTOL, max_iter=SOLVE_ITERATIONS
+                )
+            )
             if report(callback, step, self.num_steps, sigma, x, denoised, "step or prior_std"):
                 return denoised
         return x

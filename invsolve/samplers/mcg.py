@@ -13,7 +13,7 @@ from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import Generators, standard_normal
 from invsolve.priors.base import Prior
 from invsolve.samplers import schedules
-from invsolve.samplers.base import SOLVE_RTOL, Callback, Sampler, linear_operator, report, start
+from invsolve.samplers.base import SOLVE_ITERATIONS, SOLVE_RTOL, Callback, Sampler, linear_operator, report, start
 from invsolve.samplers.dps import residual_gradient, vp_gain
 from invsolve.samplers.steps import ancestral
 
@@ -74,7 +74,9 @@ class MCG(Sampler):
             noised = y + (sigma if self.noised_at == "current" else tau) * standard_normal(y, generator)
             if self.noised_at == "current":  # the VP state at tau, holding VP data of level sigma
                 noised = math.sqrt((1 + tau**2) / (1 + sigma**2)) * noised
-            x = u + operator.pseudo_inverse(noised - operator(u), self.damping, rtol=SOLVE_RTOL)
+            x = u + operator.pseudo_inverse(
+                noised - operator(u), self.damping, rtol=SOLVE_RTOL, max_iter=SOLVE_ITERATIONS
+            )
             if report(callback, step, self.num_steps, sigma, x, denoised, "step_size"):
                 return denoised
         return x

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from invsolve.operators.base import LinearOperator
+from invsolve.operators.base import LinearOperator, Operator
 from invsolve.operators.cg import Map, per_entry
+from invsolve.operators.registry import register
 
 
 class Composed(LinearOperator):
@@ -180,8 +181,23 @@ class Transposed(LinearOperator):
         return self.operator
 
 
+def _stack_examples() -> list[Operator]:
+    from invsolve.operators.basic import Mask, MatrixOperator
+
+    generator = torch.Generator().manual_seed(4)
+    matrix = torch.randn((5, 12), generator=generator, dtype=torch.float64)
+    mask = (torch.rand((3, 4), generator=generator) < 0.6).double()
+    return [Stack([MatrixOperator(matrix, (1, 3, 4)), 0.5 * Mask(mask, (1, 3, 4), dtype=torch.float64)])]
+
+
+@register("stack", _stack_examples)
 class Stack(LinearOperator):
     """Several measurements of one image, flattened and joined into one vector per batch entry.
+
+    ::
+
+        x  -->  A x  (2, 3)     y  [A x, flattened | B x, flattened]
+           -->  B x  (4,)          10 entries
 
     Args:
         operators: at least one, all with the same `in_shape`.

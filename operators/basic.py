@@ -18,6 +18,11 @@ from invsolve.operators.registry import register
 class Identity(LinearOperator):
     """The image itself is measured: y = x, so that solving means denoising.
 
+    ::
+
+        x  1 2 3      y  1 2 3
+           4 5 6         4 5 6
+
     Args:
         in_shape: image shape, for example (C, H, W).
     """
@@ -172,6 +177,10 @@ def box_mask(shape: tuple[int, int], top: int, left: int, height: int, width: in
 class Grayscale(LinearOperator):
     """Luma of a colour image, (3, H, W) -> (1, H, W); solving it colours a grey photograph.
 
+    ::
+
+        x  red 1 0   green 0 1   blue 0 0      y  0.299 0.587
+
     Args:
         in_shape: (3, H, W).
         weights: of red, green and blue; ITU-R BT.601 by default, as image files define grey.
@@ -227,6 +236,11 @@ def _matrix_examples() -> list[Operator]:
 @register("matrix", _matrix_examples)
 class MatrixOperator(LinearOperator):
     """A dense real matrix times the flattened image; for tests and small problems.
+
+    ::
+
+        matrix  1 0 0 2      x  1 2      y  1 + 2 * 4      9
+                0 1 1 0         3 4         2 + 3       =  5
 
     Args:
         matrix: shape (m, n) with n = prod(in_shape), in the order C, H, W.

@@ -20,6 +20,10 @@ def _to_complex_examples() -> list[Operator]:
 class ChannelsToComplex(LinearOperator):
     """Two real channels become one complex: x[0] + i x[1].
 
+    ::
+
+        x[0]  1 2      x[1]  0 5      y  1  2+5i
+
     An operator that takes complex images serves the samplers as `A @ ChannelsToComplex(A.in_shape)`. The adjoint is
     that of the real inner product Re<u, v>, under which the map is a rotation: A^H A = A A^H = I.
 
@@ -68,6 +72,10 @@ def _to_channels_examples() -> list[Operator]:
 @register("complex-to-channels", _to_channels_examples)
 class ComplexToChannels(LinearOperator):
     """One complex channel becomes two real ones, (real, imag): the inverse and the adjoint of `ChannelsToComplex`.
+
+    ::
+
+        x  1  2+5i      y[0]  1 2      y[1]  0 5
 
     `ComplexToChannels(A.out_shape) @ A` gives the complex measurements of A, such as k-space, as real ones.
 

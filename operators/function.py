@@ -31,6 +31,11 @@ def _difference_adjoint(y: Tensor) -> Tensor:
 class FunctionOperator(LinearOperator):
     """A user's own pair of functions, dot-tested when first used.
 
+    ::
+
+        x  --forward-->  y        <forward(x), v> = <x, adjoint(v)> for all x and v
+        u  <--adjoint--  v
+
     Functions of complex images work too; samplers then take `A @ ChannelsToComplex(A.in_shape)`.
 
     Args:

@@ -84,6 +84,12 @@ def _sparse_examples() -> list[Operator]:
 class SparseOperator(LinearOperator):
     """A sparse matrix times the flattened image, as one product for the whole batch.
 
+    ::
+
+        rows     0 0 1      x  1 2 3      y  1 + 2 * 3      7
+        columns  0 2 1         4 5 6         3 * 2       =  6
+        values   1 2 3
+
     The matrix and its transpose are kept in compressed rows with the scipy matrix's own index type, int32 for fewer
     than 2^31 entries. A complex matrix is kept as its real and imaginary parts, one above the other.
 
@@ -188,6 +194,10 @@ def _scipy_examples() -> list[Operator]:
 @register("scipy", _scipy_examples)
 class SciPyOperator(LinearOperator):
     """A `scipy.sparse.linalg.LinearOperator`, called through numpy on the CPU; differentiable through its adjoint.
+
+    ::
+
+        x (B, *in_shape)  ->  numpy columns (n, B)  ->  matmat  ->  (m, B)  ->  y (B, *out_shape)
 
     Args:
         linear_operator: of shape (m, n), with an adjoint.

@@ -39,6 +39,10 @@ def _examples() -> list[Operator]:
 class Weighted(LinearOperator):
     """W A for a diagonal W; with W = 1/std the noise of W y is white of level 1 (weighted least squares).
 
+    ::
+
+        A x  2 4 6      std  1 2 4      W A x  2 2 1.5
+
     ==================  ===========================================================================
     `weights`           1 / std of every entry, what y is multiplied by; the misfit is ||W (A x - y)||^2
     `from_variance`     for the variances std^2, the diagonal of the noise covariance
@@ -256,6 +260,11 @@ def _whitening_examples() -> list[Operator]:
 @register("whitening", _whitening_examples)
 class Whitening(LinearOperator):
     """Decorrelates the noise of y: with C = L L^H its covariance, L^-1 y has white noise of level 1.
+
+    ::
+
+        covariance  4 2      L  2 0      y  2      L^-1 y  1
+                    2 2         1 1         3              2
 
     `Whitening(C, A.out_shape, axis=0) @ A` is then the operator of L^-1 y, for example of multi-coil k-space with the
     coils' noise covariance.

@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import io
+import re
 import resource
 
 import pytest
@@ -71,6 +72,7 @@ def test_every_class_registers_examples():
     for entry in registry.entries():
         assert entry.examples(), entry.name
         assert entry.summary.endswith(".")
+        assert re.search(r"^    ::\n\n        ", entry.cls.__doc__ or "", re.MULTILINE), f"{entry.name}: no picture"
 
 
 def test_shapes(operator):

@@ -50,7 +50,7 @@ def doubled_data_term(patch: pytest.MonkeyPatch, module: str) -> None:
 
 
 def no_projection(patch: pytest.MonkeyPatch, module: str) -> None:
-    def nothing(self: Mask, y: Tensor, damping: Any) -> Tensor:
+    def nothing(self: Mask, y: Tensor, damping: Any, **options: Any) -> Tensor:
         return torch.zeros_like(y)
 
     patch.setattr(Mask, "pseudo_inverse", nothing)

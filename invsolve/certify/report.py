@@ -105,13 +105,13 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 def as_text(rows: Sequence[Mapping[str, object]]) -> str:
     """The benchmark for reading."""
     header = (
-        "method        d  d_y  mean +- 95 %     median   floor  x floor  wrong weight  least ESS  published  MCGdiff"
+        "method              d  d_y  mean +- 95 %     median   floor  x floor  wrong weight  least ESS  published  MCGdiff"
     )
     lines = ["25-component mixture, sliced W1 to the exact posterior (lower is better)", header]
     for r in rows:
         ratio = _number(r["median"]) / _number(r["floor_median"])
         lines.append(
-            f"{r['method']!s:10s} {r['d']!s:>4s} {r['d_y']!s:>4s}  {_show(r['mean'])} +- {_show(r['half_width'])}  "
+            f"{r['method']!s:16s} {r['d']!s:>4s} {r['d_y']!s:>4s}  {_show(r['mean'])} +- {_show(r['half_width'])}  "
             f"{_show(r['median'])}  {_show(r['floor_median'])}  {ratio:7.1f}  {_show(r['weight_error_median']):>12s}  "
             f"{_show(r['ess_min']):>9s}  {_show(r['published']):>9s}  {_show(r['published_mcgdiff']):>7s}"
         )
@@ -124,10 +124,10 @@ def as_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 def moments_text(found: Mapping[str, Moments]) -> str:
     """The Gaussian problem: moments by method, the exact ones first."""
-    lines = ["Gaussian prior, two measured directions", "method       mean             variance seen    unseen"]
+    lines = ["Gaussian prior, two measured directions", "method             mean             variance seen    unseen"]
     for name, m in {"exact": closed_forms.EXACT, **found}.items():
         lines.append(
-            f"{name:10s} {m.mean[0]:7.3f} {m.mean[1]:7.3f}  {m.seen[0]:7.3f} {m.seen[1]:7.3f}  {m.unseen:7.3f}"
+            f"{name:16s} {m.mean[0]:7.3f} {m.mean[1]:7.3f}  {m.seen[0]:7.3f} {m.seen[1]:7.3f}  {m.unseen:7.3f}"
         )
     return "\n".join(lines)
 
@@ -138,7 +138,7 @@ def calibration_text(found: Mapping[str, Calibration]) -> str:
     for name, c in found.items():
         worst = min(c.p_values, key=lambda key: c.p_values[key])
         lines.append(
-            f"{name:10s} {'passed' if c.passed else 'FAILED'}: least p-value {c.p_values[worst]:.2g} ({worst}); "
+            f"{name:16s} {'passed' if c.passed else 'FAILED'}: least p-value {c.p_values[worst]:.2g} ({worst}); "
             + "density regions of "
             + ", ".join(f"{100 * q:.0f} % hold {100 * share:.0f} %" for q, share in c.coverage.items())
             + "; variance over squared error "

@@ -105,7 +105,8 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 def as_text(rows: Sequence[Mapping[str, object]]) -> str:
     """The benchmark for reading."""
     header = (
-        "method              d  d_y  mean +- 95 %     median   floor  x floor  wrong weight  least ESS  published  MCGdiff"
+        "method              d  d_y  mean +- 95 %     median   floor  x floor  wrong weight  least ESS  published  "
+        "MCGdiff"
     )
     lines = ["25-component mixture, sliced W1 to the exact posterior (lower is better)", header]
     for r in rows:

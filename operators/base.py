@@ -194,6 +194,8 @@ class LinearOperator(Operator):
                 was the default or larger; a smaller one is a wish to stop early.
         """
         shift = per_entry(damping, rhs)
+        if self.row_gram is not None:
+            return coisometry_solve(self, rhs, shift, self.row_gram)
         result = self.solve_cg(rhs, shift.detach().flatten(), x0=x0, rtol=rtol, max_iter=max_iter)
         report(self, result, shift.detach().flatten(), max_iter)
         return differentiable(self, result.x, rhs, shift, rtol, max_iter)

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived
+from invsolve.operators.base import LinearOperator, Operator, derived
 from invsolve.operators.cg import per_entry
+from invsolve.operators.isometry import Isometry
 from invsolve.operators.registry import register
 
 
 @register("identity", lambda: [Identity((2, 3, 5))])
-class Identity(LinearOperator):
+class Identity(Isometry):
     """The image itself is measured: y = x, so that solving means denoising.
 
     ::
@@ -41,23 +42,6 @@ class Identity(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y
-
-    def normal(self, x: Tensor) -> Tensor:
-        return x
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return 1.0
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return rhs / (1 + per_entry(damping, rhs))
 
 
 def _mask_examples() -> list[Operator]:
@@ -212,17 +196,6 @@ class Grayscale(LinearOperator):
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return math.sqrt(self.row_gram or 0.0)
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return coisometry_solve(self, rhs, per_entry(damping, rhs), self.row_gram or 0.0)
 
 
 def _matrix_examples() -> list[Operator]:

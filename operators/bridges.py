@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator
-from invsolve.operators.cg import per_entry
+from invsolve.operators.base import Operator
+from invsolve.operators.isometry import Isometry
 from invsolve.operators.registry import register
 
 
@@ -17,7 +17,7 @@ def _to_complex_examples() -> list[Operator]:
 
 
 @register("channels-to-complex", _to_complex_examples)
-class ChannelsToComplex(LinearOperator):
+class ChannelsToComplex(Isometry):
     """Two real channels become one complex: x[0] + i x[1].
 
     ::
@@ -47,30 +47,13 @@ class ChannelsToComplex(LinearOperator):
         self.check_output(y)
         return _split(y, self.in_shape)
 
-    def normal(self, x: Tensor) -> Tensor:
-        return x
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return 1.0
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return rhs / (1 + per_entry(damping, rhs))
-
 
 def _to_channels_examples() -> list[Operator]:
     return [ComplexToChannels(shape) @ ChannelsToComplex(shape) for shape in ((1, 3, 4), (2, 2, 3))]
 
 
 @register("complex-to-channels", _to_channels_examples)
-class ComplexToChannels(LinearOperator):
+class ComplexToChannels(Isometry):
     """One complex channel becomes two real ones, (real, imag): the inverse and the adjoint of `ChannelsToComplex`.
 
     ::
@@ -97,23 +80,6 @@ class ComplexToChannels(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         self.check_output(y)
         return _joined(y, self.in_shape)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return x
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return 1.0
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return rhs / (1 + per_entry(damping, rhs))
 
 
 def _channels(shape: Sequence[int]) -> tuple[int, ...]:

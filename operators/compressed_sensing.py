@@ -9,8 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived
-from invsolve.operators.cg import per_entry
+from invsolve.operators.base import LinearOperator, Operator, derived
 from invsolve.operators.registry import register
 
 Transform = Literal["dct", "hadamard"]
@@ -103,17 +102,6 @@ class CompressedSensing(LinearOperator):
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return 1.0
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return coisometry_solve(self, rhs, per_entry(damping, rhs), 1.0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.transform}"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from invsolve.operators.base import LinearOperator, Operator, Shape, coisometry_solve
-from invsolve.operators.cg import per_entry
+from invsolve.operators.base import LinearOperator, Operator, Shape
+from invsolve.operators.isometry import Isometry
 from invsolve.operators.registry import register
 
 
@@ -56,17 +56,6 @@ class Crop(LinearOperator):
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         return 1.0
 
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return coisometry_solve(self, rhs, per_entry(damping, rhs), 1.0)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset {self.offset}"
 
@@ -76,7 +65,7 @@ def _pad_examples() -> list[Operator]:
 
 
 @register("pad", _pad_examples)
-class Pad(LinearOperator):
+class Pad(Isometry):
     """The image in a larger frame of zeros, the adjoint of `Crop`; before a blur it keeps the borders from wrapping.
 
     ::
@@ -115,23 +104,6 @@ class Pad(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         self.check_output(y)
         return _cut(y, self.offset, self.in_shape).clone()
-
-    def normal(self, x: Tensor) -> Tensor:
-        return x
-
-    def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
-        return 1.0
-
-    def solve(
-        self,
-        rhs: Tensor,
-        damping: float | Tensor,
-        *,
-        x0: Tensor | None = None,
-        rtol: float | None = None,
-        max_iter: int = 500,
-    ) -> Tensor:
-        return rhs / (1 + per_entry(damping, rhs))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset {self.offset}"

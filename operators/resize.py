@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invsolve.operators.algebra import Composed
-from invsolve.operators.base import LinearOperator, Operator, coisometry_solve, derived
+from invsolve.operators.base import LinearOperator, Operator, derived
 from invsolve.operators.blur import Blur
 from invsolve.operators.cg import per_entry
 from invsolve.operators.registry import register
@@ -152,9 +152,7 @@ class Downsample(LinearOperator):
         max_iter: int = 500,
     ) -> Tensor:
         self.check_input(rhs)
-        if self.row_gram is not None:
-            return coisometry_solve(self, rhs, per_entry(damping, rhs), self.row_gram)
-        if not self._separable:
+        if self.row_gram is not None or not self._separable:
             return super().solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         # A is a product of one matrix per axis, so the eigenvectors of A A^T are too: Woodbury in their basis.
         shift = per_entry(damping, rhs)

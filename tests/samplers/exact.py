@@ -7,12 +7,14 @@ returns follow from a small recursion over 2 x 2 matrices: `test_exact.py` and i
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from invsolve.operators import GaussianNoise, Mask, MatrixOperator, Measurement
-from invsolve.priors import GaussianMixturePrior, Prior
+from invsolve.priors import GaussianMixturePrior, GaussianPrior, Prior
+from invsolve.samplers import Sampler
 
 PIXELS = 64
 COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
@@ -79,3 +81,29 @@ def dense_problem(rows: int, noise_std: float, prior: GaussianMixturePrior, batc
     operator = MatrixOperator(matrix / torch.linalg.matrix_norm(matrix, 2), (1, 2, 3))
     y = GaussianNoise(noise_std).sample(operator(prior.sample(1, generator)), generator)
     return Measurement(y.expand(batch, -1), operator, GaussianNoise(noise_std))
+
+
+def assert_seeded(sampler: Sampler) -> None:
+    """Equal seeds give equal samples, and the global generator is left alone."""
+    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
+    measurement = dense_problem(4, 0.1, prior, 3)
+    before = torch.random.get_rng_state()
+    first, second, third = (
+        sampler(measurement, prior, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    sampler(measurement, prior)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def assert_callback(sampler: Sampler) -> None:
+    """A callback sees every step, and can stop the run."""
+    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
+    measurement = dense_problem(4, 0.1, prior, 2)
+    seen: list[tuple[int, int, float]] = []
+    sampler(measurement, prior, callback=lambda step, total, sigma, x, d: seen.append((step, total, sigma)))
+    assert [step for step, _, _ in seen] == list(range(1, seen[-1][1] + 1))
+    assert all(a[2] > b[2] for a, b in pairwise(seen))
+    stopped = sampler(measurement, prior, callback=lambda step, total, sigma, x, d: step == 3)
+    assert stopped.shape == (2, 1, 2, 3)

@@ -12,7 +12,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exact import OBSERVE, PairPrior, assert_law, assert_posterior, dense_problem, pair_measurement, shrinkage
+from exact import (
+    OBSERVE,
+    PairPrior,
+    assert_callback,
+    assert_law,
+    assert_posterior,
+    assert_seeded,
+    dense_problem,
+    pair_measurement,
+    shrinkage,
+)
 from torch import Tensor
 
 from invsolve.operators import FunctionOperator, GaussianNoise, Identity, MatrixOperator, Measurement, Operator
@@ -264,28 +274,12 @@ def test_an_entry_does_not_depend_on_its_neighbours(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_equal_seeds_give_equal_samples_and_leave_the_global_generator_alone(name: str) -> None:
-    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
-    measurement = dense_problem(4, 0.1, prior, 3)
-    before = torch.random.get_rng_state()
-    first, second, third = (
-        ALL[name](measurement, prior, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third)
-    ALL[name](measurement, prior)
-    assert torch.equal(before, torch.random.get_rng_state())
+    assert_seeded(ALL[name])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_callback_sees_every_step_and_can_stop(name: str) -> None:
-    prior = GaussianPrior(torch.zeros(1, 2, 3, dtype=torch.float64), 0.5)
-    measurement = dense_problem(4, 0.1, prior, 2)
-    seen: list[tuple[int, int, float]] = []
-    ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: seen.append((step, total, sigma)))
-    assert [step for step, _, _ in seen] == list(range(1, seen[-1][1] + 1))
-    assert all(a[2] > b[2] for a, b in pairwise(seen))
-    stopped = ALL[name](measurement, prior, callback=lambda step, total, sigma, x, d: step == 3)
-    assert stopped.shape == (2, 1, 2, 3)
+    assert_callback(ALL[name])
 
 
 @pytest.mark.parametrize("name", ALL)

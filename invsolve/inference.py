@@ -137,7 +137,7 @@ def solve(
     seed: int | Sequence[int] = 0,
     device: str | torch.device = "auto",
     dtype: str = "auto",
-    data_range: tuple[float, float] = (0.0, 1.0),
+    data_range: tuple[float, float] | None = None,
     prediction: Prediction | None = None,
     schedule: Schedule | str | None = None,
     tile: int | str | None = "auto",
@@ -167,7 +167,8 @@ def solve(
         device: "auto" (CUDA if there is one), "cpu", "cuda", ...
         dtype: arithmetic of a shipped or loaded network: "auto" (bfloat16 where the hardware computes it), "float32",
             "bfloat16". Physics is always at least float32.
-        data_range: (low, high), what black and white are in x: (0, 1) for photographs.
+        data_range: (low, high), what black and white are in x. None takes the prior's `image_range`: (0, 1) for
+            photographs, attenuation per mm for "ct", and complex images as they are for "mri".
         prediction: what a bare network returns; see `invsolve.priors.wrap`.
         schedule: noise schedule of a bare network.
         tile: pixels; larger images are denoised in overlapping tiles inside the sampler. "auto" decides, None never
@@ -218,7 +219,8 @@ def solve(
     network.check_shape(operator.in_shape)
     inner = CheckpointedPrior(network) if checkpoint else network
     counted = CountedPrior(_tiled(inner, operator.in_shape, tile))
-    units = [ModelUnits.between(data_range, network.data_range, group) for group in groups]
+    image_range = network.image_range if data_range is None else data_range
+    units = [ModelUnits.between(image_range, network.data_range, group) for group in groups]
     sampler = choose(method, preset, units[0].measurement, num_samples)
 
     drawing = Drawing(sampler, counted, seeds, num_samples, batch_size, home, callback)

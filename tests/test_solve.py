@@ -105,6 +105,18 @@ def test_any_mix_of_float32_and_float64(method: str, types: str) -> None:
     assert bool(torch.isfinite(posterior.samples).all())
 
 
+def test_the_range_of_the_images_is_the_priors_unless_given() -> None:
+    y, prior = normal(1, 4).float(), gaussian().float()
+
+    def samples(**given: tuple[float, float]) -> torch.Tensor:
+        return solve(y, matrix().float(), noise_std=0.1, prior=prior, method=QUICK, **given).samples  # type: ignore[no-any-return]
+
+    assert torch.equal(samples(), samples(data_range=(0.0, 1.0)))
+    prior.image_range = (-1.0, 3.0)
+    assert torch.equal(samples(), samples(data_range=(-1.0, 3.0)))
+    assert not torch.equal(samples(), samples(data_range=(0.0, 1.0)))
+
+
 def test_arrays_that_torch_cannot_share() -> None:
     y = normal(1, 4).numpy()
     wanted = solve(y, matrix(), noise_std=0.1, prior=mixture(), method=QUICK).samples

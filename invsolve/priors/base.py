@@ -42,10 +42,14 @@ class Prior(nn.Module, ABC):
         data_range: (low, high), the values that black and white have inside the model. (-1, 1) for most networks.
         sigma_min: smallest noise level the model was trained for, in model units, > 0.
         sigma_max: largest such level.
+
+    `image_range` says what black and white are in images as its users have them, in physical units perhaps: what
+    `invsolve.solve` takes where it is given no `data_range`.
     """
 
     shape: tuple[int | None, ...] | None
     data_range: tuple[float, float]
+    image_range: tuple[float, float] = (0.0, 1.0)
     sigma_min: float
     sigma_max: float
 

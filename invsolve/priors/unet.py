@@ -35,6 +35,7 @@ class UNetConfig:
         sigma_data: standard deviation of the data in model units (EDM preconditioning).
         sigma_min: smallest noise level, model units.
         sigma_max: largest noise level, model units.
+        image_range: (low, high), what black and white are in images in their usual units; see `Prior`.
     """
 
     channels: int = 3
@@ -45,6 +46,7 @@ class UNetConfig:
     sigma_data: float = 0.5
     sigma_min: float = 0.005
     sigma_max: float = 80.0
+    image_range: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 2, 3):
@@ -135,6 +137,7 @@ class UNetPrior(Prior):
         config = config or UNetConfig()
         super().__init__((config.channels, None, None), config.data_range, config.sigma_min, config.sigma_max)
         self.config = config
+        self.image_range = config.image_range
         self.dtype = dtype
         self.network = UNet(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -252,7 +252,9 @@ def _loss(model: UNetPrior, batch: Tensor, settings: TrainingSettings, step: int
 
 def _fixed(settings: TrainingSettings) -> dict[str, Any]:
     """The settings that a resumed run must share; `steps` may grow or shrink."""
-    return {key: value for key, value in asdict(settings).items() if key != "steps"}
+    fixed = {key: value for key, value in asdict(settings).items() if key != "steps"}
+    del fixed["network"]["image_range"]  # for users of the result alone
+    return fixed
 
 
 def _checkpoint(

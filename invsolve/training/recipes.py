@@ -15,8 +15,6 @@ class Recipe:
 
     summary: str
     settings: TrainingSettings
-    image_range: tuple[float, float] = (0.0, 1.0)
-    """(low, high) to give as `data_range` to `invsolve.solve` for images in their usual units."""
 
 
 # Slices have less variety than photographs, and a slice of 512 x 512 pixels is four times the work.
@@ -33,7 +31,7 @@ RECIPES = {
     "mri": Recipe(
         "magnitude or complex MR slices, any scale",
         TrainingSettings(
-            network=UNetConfig(channels=2, widths=_MEDICAL_WIDTHS, sigma_data=0.3),
+            network=UNetConfig(channels=2, widths=_MEDICAL_WIDTHS, sigma_data=0.3, image_range=(-1.0, 1.0)),
             steps=16_000,
             batch_size=8,
             crop=96,
@@ -43,12 +41,16 @@ RECIPES = {
             scene_share=0.2,
             images="mri",
         ),
-        image_range=(-1.0, 1.0),
     ),
     "ct": Recipe(
         "CT slices in Hounsfield units; the last two patients in the order of names are held out",
         TrainingSettings(
-            network=UNetConfig(channels=1, widths=_MEDICAL_WIDTHS, sigma_data=0.5),
+            network=UNetConfig(
+                channels=1,
+                widths=_MEDICAL_WIDTHS,
+                sigma_data=0.5,
+                image_range=(0.0, 0.04),  # attenuation per mm, water 0.02
+            ),
             steps=16_000,
             batch_size=8,
             crop=96,
@@ -58,7 +60,6 @@ RECIPES = {
             scene_share=0.2,
             images="ct",
         ),
-        image_range=(0.0, 0.04),  # attenuation per mm, water 0.02
     ),
 }
 

@@ -18,7 +18,6 @@ from invsolve.operators.ct_geometry import uniform_angles
 from invsolve.operators.ct_noise import line_integrals
 from invsolve.operators.noise_counts import StarvedRaysWarning
 from invsolve.problems.mri import MRI_TASKS, accelerate, read_kspace
-from invsolve.training import RECIPES
 from invsolve.training.slices import Slice, held_out, read_slices
 
 MU_WATER = 0.02
@@ -102,7 +101,6 @@ def mri(args: argparse.Namespace) -> None:
             scan.operator,
             noise_std=noise_std,
             prior=prior,
-            data_range=RECIPES["mri"].image_range,
             method=args.method,
             preset=args.preset,
             num_samples=args.samples,
@@ -179,7 +177,6 @@ def ct(args: argparse.Namespace) -> None:
                     weighted,
                     noise_std=1.0,
                     prior=args.ct_prior,
-                    data_range=RECIPES["ct"].image_range,
                     method=args.method,
                     preset=args.preset,
                     num_samples=args.samples,

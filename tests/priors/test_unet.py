@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_the_denoiser(randomised: MakePrior) -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-ODD = UNetConfig(2, (4, 6), (1, 2), 16, (0.0, 1.0), 0.3, 0.01, 40.0)
+ODD = UNetConfig(2, (4, 6), (1, 2), 16, (0.0, 1.0), 0.3, 0.01, 40.0, (0.0, 0.04))
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -124,7 +124,7 @@ def test_a_file_gives_the_same_prior_back(randomised: MakePrior, tmp_path: Path,
     assert torch.equal(before, torch.random.get_rng_state())
     assert loaded.config == ODD
     assert not loaded.training
-    assert (loaded.shape, loaded.data_range) == ((2, None, None), (0.0, 1.0))
+    assert (loaded.shape, loaded.data_range, loaded.image_range) == ((2, None, None), (0.0, 1.0), (0.0, 0.04))
     assert (loaded.sigma_min, loaded.sigma_max) == (0.01, 40.0)
     x = noise(2, 2, 9, 5)
     tolerance = 5e-3 if half else 0.0

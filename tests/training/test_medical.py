@@ -174,6 +174,6 @@ def test_training_from_a_folder(tmp_path: Path, name: str) -> None:
 
 def test_attenuation_is_hounsfield_units_over_1000_in_the_model() -> None:
     """mu = mu_water (1 + HU / 1000) with mu_water 0.02 per mm."""
-    low, high = RECIPES["ct"].image_range
+    low, high = RECIPES["ct"].settings.network.image_range
     water, air = 0.02, 0.0
     assert [(mu - low) / (high - low) * 2 - 1 for mu in (air, water, 2 * water)] == pytest.approx([-1.0, 0.0, 1.0])

@@ -115,34 +115,23 @@ def test_relative_imports_are_resolved() -> None:
     assert list(imported(tree, "invsolve.samplers")) == ["invsolve.samplers.base", "invsolve.priors.unet.UNet"]
 
 
-TIMED = """
-import json, sys, time
+LOADED = """
+import json, sys
 import torch
 before = set(sys.modules)
-start = time.process_time()
 import invsolve
-bare = time.process_time()
+bare = set(sys.modules)
 invsolve.solve, invsolve.operators, invsolve.priors, invsolve.samplers, invsolve.problems
-print(json.dumps([bare - start, time.process_time() - start, sorted(set(sys.modules) - before)]))
+print(json.dumps([sorted(bare - before), sorted(set(sys.modules) - before)]))
 """
 
 
 def test_import_is_cheap(tmp_path: Path) -> None:
-    """`import invsolve` < 0.3 s on top of torch, and < 0.5 s with the front door and all packages behind it.
-
-    Processor time, and the least of five runs: a busy machine only ever adds to it.
-    """
-    limit, all_limit, bare, whole = 0.3, 0.5, float("inf"), float("inf")
-    for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", TIMED], cwd=tmp_path, capture_output=True, text=True, check=True)
-        first, both, loaded = json.loads(done.stdout)
-        bare, whole = min(bare, first), min(whole, both)
-        costly = {name.split(".")[0] for name in loaded} & (LATE | {"PIL", "rich", "tifffile", "typer"})
-        assert costly == set()
-        if bare < limit and whole < all_limit:
-            break
-    assert bare < limit, f"import invsolve takes {bare:.2f} s"
-    assert whole < all_limit, f"import invsolve and its packages take {whole:.2f} s"
+    """Neither `import invsolve` nor the front door and all packages behind it load what is slow to load."""
+    done = subprocess.run([sys.executable, "-c", LOADED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    bare, whole = (set(names) for names in json.loads(done.stdout))
+    assert {name for name in bare if name.startswith("invsolve.")} == set()
+    assert {name.split(".")[0] for name in whole} & (LATE | {"PIL", "rich", "tifffile", "typer"}) == set()
 
 
 @pytest.mark.parametrize("name", ["operators", "problems"])

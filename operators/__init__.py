@@ -65,7 +65,8 @@ from invsolve.operators.phase_retrieval import PhaseRetrieval
 from invsolve.operators.resize import Downsample
 from invsolve.operators.spectra import dot_test
 from invsolve.operators.varying_blur import SpatiallyVaryingBlur
-from invsolve.operators.weighted import Weighted, Whitening
+from invsolve.operators.weighted import Weighted
+from invsolve.operators.whitening import Whitening
 
 __all__ = [
     "HDR",

@@ -70,12 +70,20 @@ class Composed(LinearOperator):
         return self.inner.adjoint(inside - reduced / shift) + rhs / shift
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         gram = self.inner.row_gram
         if gram is None:
-            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
-        return self.inner.adjoint(self.outer.pseudo_inverse(y, damping / gram, rtol=rtol, max_iter=max_iter)) / gram
+            return super().pseudo_inverse(y, damping, x0=x0, rtol=rtol, max_iter=max_iter)
+        start = None if x0 is None else self.inner(x0)
+        inside = self.outer.pseudo_inverse(y, damping / gram, x0=start, rtol=rtol, max_iter=max_iter)
+        return self.inner.adjoint(inside) / gram
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:
         gram = self.inner.row_gram
@@ -133,10 +141,17 @@ class Scaled(LinearOperator):
         return self.operator.preconditioner(damping / self.factor**2)  # up to a constant, which changes nothing
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         shift = damping / self.factor**2
-        return self.operator.pseudo_inverse(y, shift, rtol=rtol, max_iter=max_iter) / self.factor
+        start = None if x0 is None else self.factor * x0
+        return self.operator.pseudo_inverse(y, shift, x0=start, rtol=rtol, max_iter=max_iter) / self.factor
 
 
 class Sum(LinearOperator):

@@ -211,7 +211,13 @@ class LinearOperator(Operator):
         return None
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         """A^H (A A^H + damping I)^-1 y, which is (A^H A + damping I)^-1 A^H y; differentiable as `solve` is.
 
@@ -222,6 +228,7 @@ class LinearOperator(Operator):
         Args:
             y: measurements, shape (B, *out_shape).
             damping: as in `solve`.
+            x0: as in `solve`.
             rtol: as in `solve`.
             max_iter: as in `solve`.
 
@@ -233,12 +240,12 @@ class LinearOperator(Operator):
         if self.row_gram is not None:
             return rhs / (self.row_gram + shift)
         if self.solve_method != LinearOperator.solve_method:
-            return self.solve(rhs, damping, rtol=rtol, max_iter=max_iter)
+            return self.solve(rhs, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         flat = shift.detach().flatten()
         # A preconditioner leaves the range of A^H, and what it leaves behind outside is the residual over the damping.
         with torch.no_grad():
             preconditioned = bool((inner(rhs, rhs) <= 1e3 * flat * inner(y, y)).all())
-        result = self.solve_cg(rhs, flat, rtol=rtol, max_iter=max_iter, preconditioned=preconditioned)
+        result = self.solve_cg(rhs, flat, x0=x0, rtol=rtol, max_iter=max_iter, preconditioned=preconditioned)
         x = result.x
         failed = result.breakdown | result.stalled
         if bool(failed.any()):
@@ -279,7 +286,13 @@ class LinearOperator(Operator):
         )
 
     def solve_lsqr(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> SolveResult:
         """Minimiser of ||A x - y||^2 + damping ||x||^2 from products with A and A^H, never A^H A; see `lsqr`.
 

@@ -263,7 +263,13 @@ class MatrixOperator(LinearOperator):
         return solution.reshape(rhs.shape)
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         u, s, vt = self.svd()
         x = (y @ u * (s / (s**2 + per_entry(damping, y)))) @ vt

@@ -170,10 +170,16 @@ class Blur(LinearOperator):
         return self._by_channel(rhs, lambda part, pick: self._transformed(part, 1 / (pick(self._power(part)) + shift)))
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         if self.boundary != "circular":
-            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+            return super().pseudo_inverse(y, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         self.check_output(y)
         shift = per_entry(damping, y)
 

@@ -25,7 +25,7 @@ Method = Literal["auto", "matrix", "matrix-free"]
 Backend = Literal["torch", "astra"]
 
 # Share of the largest eigenvalue of A^T A from which on a damping is solved with the preconditioner.
-_LEAST_DAMPING = 1e-4
+_LEAST_DAMPING = 1e-6
 
 
 class CTOperator(LinearOperator):
@@ -71,7 +71,7 @@ class CTOperator(LinearOperator):
     def preconditioner(self, damping: Tensor) -> Callable[[Tensor], Tensor] | None:
         """Division by a mean spectrum of A^T A, about 1/|f|, plus the damping, in the Fourier domain.
 
-        None for a damping below 1e-4 of the largest eigenvalue, where plain conjugate gradients are more accurate.
+        None for a damping below 1e-6 of the largest eigenvalue, where plain conjugate gradients are more accurate.
         """
         spectrum = derived(self, "spectrum", damping, lambda: self._make_spectrum(damping))
         # Its steps leave the range of A^T. What it leaves in the null space, only the damping takes away again.

@@ -210,10 +210,16 @@ class CartesianMRI(LinearOperator):
         return _channels(_turn(_transform(spectrum, self._dims, inverse=True), turned))
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         if self.maps is not None:
-            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+            return super().pseudo_inverse(y, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         return self.adjoint(y / (self._sampled(y).square() + per_entry(damping, y)))
 
     def norm(self, iterations: int = 100, rtol: float = 1e-4, *, device: torch.device | None = None) -> float:

@@ -162,10 +162,16 @@ class Downsample(LinearOperator):
         return (rhs - self.adjoint(rows @ coefficients @ columns.mT)) / shift
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         if self.row_gram is not None or not self._separable:
-            return super().pseudo_inverse(y, damping, rtol=rtol, max_iter=max_iter)
+            return super().pseudo_inverse(y, damping, x0=x0, rtol=rtol, max_iter=max_iter)
         (row_values, rows), (column_values, columns) = self._gram(1, y), self._gram(2, y)
         coefficients = (rows.mT @ y @ columns) / (row_values[:, None] * column_values + per_entry(damping, y))
         return self.adjoint(rows @ coefficients @ columns.mT)
@@ -237,7 +243,13 @@ class DecimatedBlur(Composed):
         return (rhs - self.adjoint(torch.fft.irfft2(small, s=self.out_shape[1:]))) / shift
 
     def pseudo_inverse(
-        self, y: Tensor, damping: float | Tensor, *, rtol: float | None = None, max_iter: int = 500
+        self,
+        y: Tensor,
+        damping: float | Tensor,
+        *,
+        x0: Tensor | None = None,
+        rtol: float | None = None,
+        max_iter: int = 500,
     ) -> Tensor:
         small = torch.fft.rfft2(y) / (self._spectrum(y) + per_entry(damping, y))
         return self.adjoint(torch.fft.irfft2(small, s=self.out_shape[1:]))

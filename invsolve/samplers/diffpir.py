@@ -99,6 +99,7 @@ class DiffPIR(Sampler):
         karras = schedules.with_zero(schedules.polynomial(self.sigma_max, self.sigma_min, self.num_steps))
         levels = self.levels or karras
         x, start_level = self.first(measurement, noise_std)
+        last = x
         if self.temperature > 0:
             added = math.sqrt(levels[0] ** 2 - start_level**2)
             x = x + self.temperature * added * standard_normal(x, generator)
@@ -112,10 +113,13 @@ class DiffPIR(Sampler):
             damping = self.lam * noise_std**2 / prior_variance
             if operator is not None:
                 residual = measurement.y - operator(denoised)
-                correction = operator.pseudo_inverse(residual, damping, rtol=SOLVE_RTOL, max_iter=self.max_iter)
+                # iterations begin where they led to in the last step
+                correction = operator.pseudo_inverse(
+                    residual, damping, x0=last - denoised, rtol=SOLVE_RTOL, max_iter=self.max_iter
+                )
             else:
                 correction = 2 / damping * likelihood_gradient(measurement, denoised)
-            consistent = denoised + correction
+            consistent = last = denoised + correction
             # 3. noise to the next level
             if tau > 0 and self.temperature > 0:
                 epsilon = (x - consistent) / sigma

@@ -132,8 +132,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "balanced": {"num_steps": 50},
         "best": {"num_steps": 100},
     },
+    # Few steps need more weight on the prior, or what a motion blur amplifies is not taken out again.
     "diffpir": {
-        "fast": {"num_steps": 15, "sigma_max": 2.0, "lam": 0.6},
+        "fast": {"num_steps": 15, "sigma_max": 2.0, "lam": 1.0},
         "balanced": {"num_steps": 40, "sigma_max": 2.0, "lam": 0.6},
         "best": {"num_steps": 200, "sigma_max": 2.0, "lam": 0.6},
     },
@@ -232,8 +233,6 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 _DETERMINISTIC = {"temperature": 0.0, "sigma_max": 1.0, "lam": 0.4}
-# Solves by CG are those with spectra full of near-zeros (motion blur): a smaller weight lets their noise through.
-_BY_CG = {"lam": 0.8}
 
 
 def choose(method: str | Sampler, preset: str, measurement: Measurement, num_samples: int = 1) -> Sampler:
@@ -242,8 +241,7 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
     "auto" takes DPS for a nonlinear operator and DiffPIR for a linear one. Where one picture is asked for and the
     operator works pixel by pixel (denoising, inpainting, colouring), it runs DiffPIR at temperature 0, whose result is
     an estimate of small squared error rather than a random draw; for blur and decimation the draws at temperature 1
-    measured better even singly (docs/benchmarks.md). DiffPIR weighs the prior more where the operator's solves are by
-    conjugate gradients. Where the operator is not linear a method takes its
+    measured better even singly (docs/benchmarks.md). Where the operator is not linear a method takes its
     `nonlinear_settings`, DAPS Langevin steps. The presets "paper:ffhq-sr4" and its like are a method's published
     settings, see `ffhq`. Whether a sampler can serve the operator at all, it says itself when called.
 
@@ -266,8 +264,6 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
             raise ValueError("name the method whose published settings to take, not 'auto'.")
         return SAMPLERS[name](**ffhq_settings(name, task))
     settings = _SETTINGS[name][preset]
-    if name == "diffpir" and linear and operator.solve_method == LinearOperator.solve_method:
-        settings = settings | _BY_CG
     if method == "auto" and num_samples == 1 and isinstance(operator, LinearOperator) and operator.pixelwise:
         settings = settings | _DETERMINISTIC
     if not linear:

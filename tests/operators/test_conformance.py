@@ -160,6 +160,13 @@ def test_pseudo_inverse_of_scaled_and_composed(operator, dense, relative):
         assert relative(candidate.pseudo_inverse(y, 0.2).flatten(1), exact) < 1e-9
 
 
+def test_pseudo_inverse_begins_where_it_is_told(operator, relative):
+    y, composed = measurements(operator), operator @ Identity(operator.in_shape)
+    for candidate in (operator, -3.0 * operator, composed):
+        exact = candidate.pseudo_inverse(y, 0.2)
+        assert relative(candidate.pseudo_inverse(y, 0.2, x0=exact, rtol=1e-6, max_iter=1), exact) < 1e-5
+
+
 def test_gradient_of_pseudo_inverse(operator):
     y = measurements(operator, 2).requires_grad_()
     damping = torch.tensor([0.5, 2.0], dtype=torch.float64)

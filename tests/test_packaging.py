@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import invsolve
+from invsolve.priors.registry import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -40,7 +41,8 @@ def test_data_files_are_listed() -> None:
     listed = {path for pattern in CONFIG["package-data"]["invsolve.data"] for path in folder.glob(pattern)}
     present = {path for path in folder.iterdir() if path.is_file() and path.suffix not in {".py", ".state"}}
     assert present == listed
-    assert {"demo.png", "natural.safetensors"} <= {path.name for path in listed}
+    weights = {f"{name}.{suffix}" for name in SHIPPED for suffix in ("safetensors", "md")}
+    assert {"demo.png", *weights} <= {path.name for path in listed}
     assert (ROOT / "invsolve" / "py.typed").exists()
 
 

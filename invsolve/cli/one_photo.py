@@ -164,6 +164,7 @@ def _solve(
                 seed=options.seed,
                 device=options.device,
                 dtype=options.dtype,
+                data_range=(0.0, 1.0),
                 tile=options.tile_size(),
                 checkpoint=options.checkpoint,
                 callback=callback,

@@ -33,7 +33,12 @@ class ShippedPrior:
 
 
 SHIPPED = {
-    "natural": ShippedPrior("natural", "colour photographs of any size, values 0 to 1 seen as [-1, 1]"),
+    prior.name: prior
+    for prior in (
+        ShippedPrior("natural", "colour photographs of any size, values 0 to 1"),
+        ShippedPrior("mri", "complex MR images of any size, two channels, brightest percent of the magnitude above 1"),
+        ShippedPrior("ct", "CT images of any size, attenuation per mm (water 0.02), or HU with another data_range"),
+    )
 }
 
 
@@ -41,7 +46,7 @@ def load_prior(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | Non
     """A shipped prior by name, or a U-Net checkpoint written by `invsolve train prior` by path.
 
     Args:
-        name_or_path: "natural", or a .safetensors file.
+        name_or_path: "natural", "mri", "ct", or a .safetensors file.
         dtype: arithmetic of the network; None for bfloat16 where the hardware has it.
 
     Raises:

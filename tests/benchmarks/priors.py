@@ -189,11 +189,7 @@ def faces(args: argparse.Namespace) -> None:
 def evaluation_time(args: argparse.Namespace) -> None:
     print(f"\nOne evaluation at 256 x 256, {torch.get_num_threads()} threads, shortest of 20 (goal: 100 ms)")
     for name in (args.natural_prior, args.mri_prior, args.ct_prior):
-        try:
-            prior = invsolve.load_prior(name)
-        except FileNotFoundError as error:
-            print(f"  {name}: {error}")
-            continue
+        prior = invsolve.load_prior(name)
         x, times = torch.randn(1, int(prior.shape[0]), 256, 256), []
         for _ in range(20):
             started = time.perf_counter()
@@ -215,9 +211,8 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, default=Path("data/faces/ffhq"))
     parser.add_argument("--kspace", type=Path, default=Path("data/mri/brain_head_8coil_full_ksp.npy"))
     parser.add_argument("--ct", type=Path, default=Path("data/ct"))
-    parser.add_argument("--natural-prior", default="natural")
-    for name in ("mri", "ct"):
-        parser.add_argument(f"--{name}-prior", default=f"{name}.safetensors", help="checkpoint made with the recipe")
+    for name in ("natural", "mri", "ct"):
+        parser.add_argument(f"--{name}-prior", default=name, help="name or checkpoint")
     parser.add_argument("--method", default="auto")
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--samples", type=int, default=8)

@@ -34,7 +34,9 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="unknown prior 'naturl'; did you mean 'natural'"):
         load_prior("naturl")
-    with pytest.raises(ValueError, match=r"unknown prior 'xyzw'; shipped: natural; or give a \.safetensors file"):
+    with pytest.raises(
+        ValueError, match=r"unknown prior 'xyzw'; shipped: natural, mri, ct; or give a \.safetensors file"
+    ):
         load_prior("xyzw")
     with pytest.raises(ValueError, match="unknown prior ''"):
         load_prior("")
@@ -44,8 +46,9 @@ def test_unknown_names() -> None:
 def test_shipped_priors(name: str) -> None:
     prior = load_prior(name)
     assert isinstance(prior, UNetPrior)
-    prior.check_shape((3, 33, 20))
-    x = torch.full((1, 3, 33, 20), 0.2)
+    channels = {"natural": 3, "mri": 2, "ct": 1}[name]
+    prior.check_shape((channels, 33, 20))
+    x = torch.full((1, channels, 33, 20), 0.2)
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         denoised = prior.denoise(noisy, 0.3)

@@ -233,6 +233,8 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 _DETERMINISTIC = {"temperature": 0.0, "sigma_max": 1.0, "lam": 0.4}
+# The back-projection of k-space is near the image already, and what is missing is aliased rather than lost.
+_KSPACE = {"sigma_max": 0.5, "lam": 1.0}
 
 
 def choose(method: str | Sampler, preset: str, measurement: Measurement, num_samples: int = 1) -> Sampler:
@@ -241,7 +243,8 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
     "auto" takes DPS for a nonlinear operator and DiffPIR for a linear one. Where one picture is asked for and the
     operator works pixel by pixel (denoising, inpainting, colouring), it runs DiffPIR at temperature 0, whose result is
     an estimate of small squared error rather than a random draw; for blur and decimation the draws at temperature 1
-    measured better even singly (docs/benchmarks.md). Where the operator is not linear a method takes its
+    measured better even singly (docs/benchmarks.md). For complex measurements, k-space, it starts at a lower level and
+    weighs the prior more. Where the operator is not linear a method takes its
     `nonlinear_settings`, DAPS Langevin steps. The presets "paper:ffhq-sr4" and its like are a method's published
     settings, see `ffhq`. Whether a sampler can serve the operator at all, it says itself when called.
 
@@ -264,6 +267,8 @@ def choose(method: str | Sampler, preset: str, measurement: Measurement, num_sam
             raise ValueError("name the method whose published settings to take, not 'auto'.")
         return SAMPLERS[name](**ffhq_settings(name, task))
     settings = _SETTINGS[name][preset]
+    if method == "auto" and linear and measurement.y.is_complex():
+        settings = settings | _KSPACE
     if method == "auto" and num_samples == 1 and isinstance(operator, LinearOperator) and operator.pixelwise:
         settings = settings | _DETERMINISTIC
     if not linear:

@@ -21,7 +21,7 @@ class Recipe:
 _MEDICAL_WIDTHS = (32, 64, 96, 160)
 
 RECIPES = {
-    "natural": Recipe("colour photographs, any sizes", TrainingSettings(steps=28_000)),
+    "natural": Recipe("colour photographs, any sizes", TrainingSettings(steps=24_000)),
     "natural-fine": Recipe(
         "second stage of natural, begun with --start from its checkpoint: larger crops, text and drawings",
         TrainingSettings(
@@ -32,7 +32,7 @@ RECIPES = {
         "magnitude or complex MR slices, any scale",
         TrainingSettings(
             network=UNetConfig(channels=2, widths=_MEDICAL_WIDTHS, sigma_data=0.3, image_range=(-1.0, 1.0)),
-            steps=16_000,
+            steps=6_000,
             batch_size=8,
             crop=96,
             log_sigma_mean=-2.0,
@@ -51,7 +51,7 @@ RECIPES = {
                 sigma_data=0.5,
                 image_range=(0.0, 0.04),  # attenuation per mm, water 0.02
             ),
-            steps=16_000,
+            steps=6_000,
             batch_size=8,
             crop=96,
             log_sigma_mean=-2.0,

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from invsolve.inference import CountedPrior
-from invsolve.operators import GaussianNoise, Mask, MatrixOperator, Measurement, Operator, PoissonNoise
+from invsolve.operators import (
+    CartesianMRI,
+    GaussianNoise,
+    Mask,
+    MatrixOperator,
+    Measurement,
+    Operator,
+    PoissonNoise,
+)
 from invsolve.priors import GaussianPrior
 from invsolve.samplers import DAPS, DDS, DPS, MCG, DiffPIR, DivergenceError, Sampler
 from invsolve.samplers.base import linear_operator, noise_level, report, start
@@ -80,6 +88,10 @@ def test_automatic_choice() -> None:
     assert isinstance(several, DiffPIR)
     assert (one.temperature, several.temperature) == (0, 1)
     assert isinstance(choose("auto", "fast", measurement(Square())), DPS)
+    lines = CartesianMRI(torch.tensor([1, 0]), torch.ones((2, 2, 2), dtype=torch.complex128))
+    kspace = choose("auto", "fast", Measurement(lines(torch.ones((1, 2, 2, 2)).double()), lines, GaussianNoise(0.1)))
+    assert isinstance(kspace, DiffPIR)
+    assert kspace.sigma_max < several.sigma_max
     assert choose("auto", "best", measurement()) != choose("auto", "fast", measurement())
 
 

@@ -36,7 +36,7 @@ class DiffPIR(Sampler):
     to run what was released: `levels`, `clip`, `eta` and `begin` the authors' scripts, `weighting` "vp" and `data_step`
     "gradient" InverseBench. The latter also serves operators that are not linear.
 
-    Cost per step: one network evaluation and one solve.
+    Cost per step: one network evaluation and one solve; where it iterates, it begins with the image of the step before.
 
     Args:
         num_steps: levels.

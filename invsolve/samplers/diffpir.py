@@ -66,7 +66,7 @@ class DiffPIR(Sampler):
     lam: float = 1.0
     zeta: float = 1.0
     temperature: float = 1.0
-    max_iter: int = 15
+    max_iter: int = 40
     levels: tuple[float, ...] | None = None
     clip: bool = False
     eta: float = 0.0

@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="samples from pure noise")
     parser.add_argument("--sample-size", type=int, default=256)
     parser.add_argument("--sampling-steps", type=int, default=40)
-    parser.add_argument("--churn", type=float, default=20.0, help="S_churn of the sampling from noise; 0 for an ODE")
+    parser.add_argument("--churn", type=float, default=0.0, help="S_churn of the sampling from noise; 0 for an ODE")
     parser.add_argument("--grid", type=Path, default=Path("samples.png"))
     args = parser.parse_args()
     print(

@@ -22,7 +22,7 @@ from invsolve.operators.interop import as_operator
 from invsolve.operators.measurement import Measurement
 from invsolve.operators.noise import GaussianNoise, Noise
 from invsolve.operators.weighted import Weighted, WeightedNonlinear
-from invsolve.priors.base import Prior
+from invsolve.priors.base import Prior, WrappedPrior
 from invsolve.priors.checkpointed import CheckpointedPrior
 from invsolve.priors.conversions import Prediction, Schedule, wrap
 from invsolve.priors.registry import load_prior
@@ -105,12 +105,11 @@ class Posterior:
         return self.samples.std(0, ddof=1) if isinstance(self.samples, np.ndarray) else self.samples.std(0)
 
 
-class CountedPrior(Prior):
+class CountedPrior(WrappedPrior):
     """Counts the evaluations of a prior, forward and backward, in images."""
 
     def __init__(self, prior: Prior) -> None:
-        super().__init__(prior.shape, prior.data_range, prior.sigma_min, prior.sigma_max)
-        self.prior = prior
+        super().__init__(prior)
         self.forward_count = self.backward_count = 0
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:

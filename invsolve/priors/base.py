@@ -115,3 +115,16 @@ class Prior(nn.Module, ABC):
         if not fits:
             want = tuple("any" if n is None else n for n in self.shape)
             raise ValueError(f"the prior models images of shape {want}, but the operator takes {tuple(in_shape)}.")
+
+
+class WrappedPrior(Prior):
+    """A prior around another one, for the same images in the same units.
+
+    Args:
+        prior: the other one.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior.shape, prior.data_range, prior.sigma_min, prior.sigma_max)
+        self.image_range = prior.image_range
+        self.prior = prior

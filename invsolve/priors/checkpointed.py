@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from invsolve.priors.base import Prior
+from invsolve.priors.base import WrappedPrior
 
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
-class CheckpointedPrior(Prior):
+class CheckpointedPrior(WrappedPrior):
     """A prior whose backward pass computes the activations of each block again, from the block's input.
 
     The blocks are the composite modules that the network keeps in lists, as most U-Nets and transformers do. A network
@@ -26,10 +26,6 @@ class CheckpointedPrior(Prior):
     Args:
         prior: any prior. It is not changed, except while `denoise` runs.
     """
-
-    def __init__(self, prior: Prior) -> None:
-        super().__init__(prior.shape, prior.data_range, prior.sigma_min, prior.sigma_max)
-        self.prior = prior
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         if not torch.is_grad_enabled():

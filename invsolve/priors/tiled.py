@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from invsolve.priors.base import Prior, expand_sigma
+from invsolve.priors.base import Prior, WrappedPrior, expand_sigma
 
 
-class TiledPrior(Prior):
+class TiledPrior(WrappedPrior):
     """Denoise tile by tile and blend.
 
     Because the tiles are blended inside each evaluation, and the sampler still works on the whole image, the result has
@@ -24,10 +24,10 @@ class TiledPrior(Prior):
     """
 
     def __init__(self, prior: Prior, tile: int = 512, overlap: int = 64) -> None:
-        super().__init__(prior.shape, prior.data_range, prior.sigma_min, prior.sigma_max)
+        super().__init__(prior)
         if not 0 < 2 * overlap < tile:
             raise ValueError(f"overlap is {overlap} and tile {tile}; expected 0 < 2 * overlap < tile.")
-        self.prior, self.tile, self.overlap = prior, tile, overlap
+        self.tile, self.overlap = tile, overlap
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         height, width = x.shape[-2:]

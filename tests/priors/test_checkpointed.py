@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invsolve.inference import solve
+from invsolve.inference import CountedPrior, solve
 from invsolve.operators import Blur, gaussian_kernel
-from invsolve.priors import CheckpointedPrior, Prior, UNetConfig, UNetPrior
+from invsolve.priors import CheckpointedPrior, Prior, TiledPrior, UNetConfig, UNetPrior
 from invsolve.samplers.presets import SAMPLERS, choose
 
 
@@ -33,6 +33,14 @@ class Plain(Prior):
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         output: Tensor = self.network(x)
         return output
+
+
+@pytest.mark.parametrize("wrapper", [CheckpointedPrior, TiledPrior, CountedPrior])
+def test_a_wrapped_prior_is_for_the_same_images(wrapper: type[Prior]) -> None:
+    prior = UNetPrior(UNetConfig(1, (8,), (1,), 16, (0.0, 1.0), 0.3, 0.01, 40.0, (0.0, 0.04)))
+    wrapped = wrapper(prior)  # type: ignore[arg-type]
+    for name in ("shape", "data_range", "image_range", "sigma_min", "sigma_max"):
+        assert getattr(wrapped, name) == getattr(prior, name)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
